@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""[libvirt]: the hypervisor; named as in Nova where Nova has it."""
+
+from __future__ import annotations
+
+from oslo_config import cfg
+
+GROUP = "libvirt"
+
+OPTS = [
+    cfg.StrOpt(
+        "connection_uri", default="qemu:///system", help="URI of the libvirt daemon to use."
+    ),
+    cfg.StrOpt(
+        "snapshot_image_format",
+        default="qcow2",
+        choices=["qcow2", "raw"],
+        help="Format of the images that snapshots are uploaded in.",
+    ),
+    cfg.FloatOpt(
+        "keepalive_interval",
+        default=5.0,
+        min=1.0,
+        help="Seconds between two probes of a silent connection to libvirt.",
+    ),
+    cfg.IntOpt(
+        "keepalive_count",
+        default=5,
+        min=1,
+        help="Probes without an answer after which the connection is given up and reopened.",
+    ),
+]

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who asked, under which request id, about which instance.
+
+A RequestContext is made by the API's middleware, travels in every RPC message
+and is bound to the thread that works for it, so that oslo.log writes the same
+`[req-…]` and `[instance: …]` into each line of both logs without any module
+having to pass them along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from oslo_context import context as oslo_context
+
+
+class RequestContext(oslo_context.RequestContext):
+    """oslo.context's RequestContext; `resource_uuid` is the instance worked on."""
+
+
+def new(instance_uuid: str | None = None, **values: Any) -> RequestContext:
+    """Return a fresh context, not yet bound to the thread, with a new request id."""
+    return RequestContext(overwrite=False, resource_uuid=instance_uuid, **values)
+
+
+def from_wire(wire: Mapping[str, Any] | None, instance_uuid: str | None = None) -> RequestContext:
+    """Rebuild the context of an RPC message; whatever is missing is made anew."""
+    context: RequestContext = RequestContext.from_dict(
+        {**dict(wire or {}), "overwrite": False}, overwrite=False
+    )
+    if instance_uuid is not None:
+        context.resource_uuid = instance_uuid
+    return context
+
+
+@contextlib.contextmanager
+def bound(context: RequestContext) -> Iterator[RequestContext]:
+    """Bind the context to this thread for the block, and put back what was there before."""
+    before = oslo_context.get_current()
+    context.update_store()
+    try:
+        yield context
+    finally:
+        if before is not None:
+            before.update_store()
+        elif hasattr(oslo_context._request_store, "context"):
+            del oslo_context._request_store.context
+
+
+def current() -> RequestContext | None:
+    """Return the context bound to this thread, if any."""
+    context = oslo_context.get_current()
+    return context if isinstance(context, RequestContext) else None

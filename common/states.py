@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state machines of the project, as tables.
+
+A job moves only through `advance`, which refuses what the table does not hold;
+the API's store writes each move as a compare-and-swap. Task states, vm states
+and power states are Nova's names and numbers, because clients read them.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class TaskState(enum.StrEnum):
+    """What is being done to an instance, as `OS-EXT-STS:task_state` shows it (Nova's words)."""
+
+    IMAGE_SNAPSHOT_PENDING = "image_snapshot_pending"
+    IMAGE_SNAPSHOT = "image_snapshot"
+    IMAGE_PENDING_UPLOAD = "image_pending_upload"
+    IMAGE_UPLOADING = "image_uploading"
+    IMAGE_BACKUP = "image_backup"
+    REBUILDING = "rebuilding"
+    REBUILD_BLOCK_DEVICE_MAPPING = "rebuild_block_device_mapping"
+    REBUILD_SPAWNING = "rebuild_spawning"
+
+
+class VmState(enum.StrEnum):
+    """Where an instance stands when nothing is being done to it (Nova's words)."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+    SUSPENDED = "suspended"
+    STOPPED = "stopped"
+    ERROR = "error"
+
+
+class PowerState(enum.IntEnum):
+    """What the hypervisor says of the guest (Nova's numbers)."""
+
+    NOSTATE = 0
+    RUNNING = 1
+    PAUSED = 3
+    SHUTDOWN = 4
+    CRASHED = 6
+    SUSPENDED = 7
+
+
+#: The vm state that a power state means while no job says otherwise.
+VM_STATE_OF_POWER_STATE: dict[PowerState, VmState] = {
+    PowerState.NOSTATE: VmState.STOPPED,
+    PowerState.RUNNING: VmState.ACTIVE,
+    PowerState.PAUSED: VmState.PAUSED,
+    PowerState.SHUTDOWN: VmState.STOPPED,
+    PowerState.CRASHED: VmState.ERROR,
+    PowerState.SUSPENDED: VmState.SUSPENDED,
+}
+
+#: Nova snapshots instances in these vm states and answers 409 in the others.
+SNAPSHOT_VM_STATES = frozenset({VmState.ACTIVE, VmState.STOPPED, VmState.PAUSED, VmState.SUSPENDED})
+
+
+class JobKind(enum.StrEnum):
+    """What was asked for."""
+
+    SNAPSHOT = "snapshot"
+
+
+class JobState(enum.StrEnum):
+    """Where a job stands in the ledger."""
+
+    #: Recorded; the agent has not said that it has it.
+    PENDING = "pending"
+    #: In the agent's journal; survives the agent.
+    ACCEPTED = "accepted"
+    #: A step has begun.
+    RUNNING = "running"
+    #: Ended: the result stands.
+    DONE = "done"
+    #: Ended without its result; `reason` says why.
+    ERROR = "error"
+    #: Ended because somebody asked for it.
+    CANCELLED = "cancelled"
+
+
+class JobEvent(enum.StrEnum):
+    """What moves a job."""
+
+    ACCEPT = "accept"
+    PROGRESS = "progress"
+    FINISH = "finish"
+    FAIL = "fail"
+    CANCEL = "cancel"
+
+
+ENDED = frozenset({JobState.DONE, JobState.ERROR, JobState.CANCELLED})
+OPEN = frozenset(JobState) - ENDED
+
+#: The event that an agent's reported outcome means.
+EVENT_OF_OUTCOME: dict[JobState, JobEvent] = {
+    JobState.DONE: JobEvent.FINISH,
+    JobState.ERROR: JobEvent.FAIL,
+    JobState.CANCELLED: JobEvent.CANCEL,
+}
+
+
+class IllegalTransition(Exception):
+    """The table holds no move from this state on this event."""
+
+
+def _transitions() -> dict[tuple[JobState, JobEvent], JobState]:
+    # Reports may be doubled, reordered or lost: whatever says that the agent
+    # has the job moves it forward from any open state, never backward.
+    table = {
+        (JobState.PENDING, JobEvent.ACCEPT): JobState.ACCEPTED,
+        (JobState.ACCEPTED, JobEvent.ACCEPT): JobState.ACCEPTED,
+        (JobState.RUNNING, JobEvent.ACCEPT): JobState.RUNNING,
+    }
+    for state in OPEN:
+        table[state, JobEvent.PROGRESS] = JobState.RUNNING
+        table[state, JobEvent.FINISH] = JobState.DONE
+        table[state, JobEvent.FAIL] = JobState.ERROR
+        table[state, JobEvent.CANCEL] = JobState.CANCELLED
+    return table
+
+
+TRANSITIONS = _transitions()
+
+
+def advance(state: JobState, event: JobEvent) -> JobState:
+    """Return the state after `event`; raise IllegalTransition if the table has none."""
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise IllegalTransition(f"a job that is {state} cannot {event}") from None

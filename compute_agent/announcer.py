@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Announces this host and its instances to the API: the agent's heartbeat.
+
+The complete list of instances goes out at start, soon after any libvirt event
+and every few heartbeats; the heartbeats between say only that the agent lives.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from importlib import metadata as distribution
+
+from common import clock, context
+from common.errors import StillframeError
+from common.messages import HostReport, InstanceRecord
+from common.rpc import Client
+from compute_agent.guest import description, metadata
+from compute_agent.guest.connection import Hypervisor
+from compute_agent.guest.domain import Guest
+from compute_agent.guest.metadata import Owner
+
+LOG = logging.getLogger(__name__)
+
+#: Events come in bursts (a boot has four); one report answers them all.
+_DEBOUNCE_S = 0.3
+
+
+class Announcer:
+    """Sends HostReports until stopped."""
+
+    name = "announcer"
+
+    def __init__(
+        self,
+        client: Client,
+        hypervisor: Hypervisor,
+        *,
+        host: str,
+        interval_s: float,
+        full_every: int,
+        default_owner: Owner | None,
+    ) -> None:
+        self._client = client
+        self._hypervisor = hypervisor
+        self._host = host
+        self.interval_s = interval_s
+        self._full_every = full_every
+        self._default_owner = default_owner
+        self._started_at = clock.epoch_s()
+        self._changed = threading.Event()
+        self._stopping = threading.Event()
+        self._unowned: set[str] = set()
+        self._reachable = True
+        self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to announce."""
+        self._thread.start()
+
+    def stop(self, deadline: float) -> None:
+        """Announce no more; the API notices by the silence."""
+        self._stopping.set()
+        self._changed.set()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+
+    def alive(self) -> bool:
+        """Tell whether the thread runs (for the watchdog)."""
+        return self._thread.is_alive()
+
+    def changed(self) -> None:
+        """Something happened to a domain: announce the complete list soon."""
+        self._changed.set()
+
+    def _run(self) -> None:
+        beats_to_full = 0
+        while not self._stopping.is_set():
+            beats_to_full = self._full_every if beats_to_full <= 0 else beats_to_full
+            delivered = self._announce(complete=beats_to_full == self._full_every)
+            # An announcement that was lost is repeated whole.
+            beats_to_full = beats_to_full - 1 if delivered else 0
+            if self._changed.wait(self.interval_s):
+                self._stopping.wait(_DEBOUNCE_S)
+                self._changed.clear()
+                beats_to_full = 0
+
+    def _announce(self, *, complete: bool) -> bool:
+        try:
+            report = HostReport(
+                host=self._host,
+                release=distribution.version("stillframe"),
+                started_at=self._started_at,
+                at=clock.epoch_s(),
+                hypervisor=self._hypervisor.info() if complete else None,
+                instances=self._instances() if complete else None,
+            )
+            self._client.cast(context.new(), "host_report", report=report.to_wire())
+        except StillframeError as error:
+            if self._reachable:
+                LOG.warning("This host cannot be announced, trying on: %s", error)
+            self._reachable = False
+            return False
+        if complete and report.instances is not None and not self._reachable:
+            LOG.info("This host is announced again, with %d instances", len(report.instances))
+        self._reachable = True
+        return True
+
+    def _instances(self) -> tuple[InstanceRecord, ...]:
+        records = []
+        for guest in self._hypervisor.guests():
+            try:
+                record = self._record(guest)
+            except StillframeError as error:
+                # It may just have vanished; the event of that brings the next report.
+                LOG.info("Domain %s is not announced: %s", guest.domain_name, error)
+                continue
+            if record is not None:
+                records.append(record)
+        return tuple(records)
+
+    def _record(self, guest: Guest) -> InstanceRecord | None:
+        domain = guest.describe()
+        known = metadata.read(domain)
+        owner = known.owner or self._default_owner
+        if owner is None:
+            self._say_unowned(guest)
+            return None
+        return InstanceRecord(
+            uuid=guest.uuid,
+            name=known.name or guest.domain_name,
+            domain_name=guest.domain_name,
+            project_id=owner.project_id,
+            project_name=owner.project_name,
+            user_id=owner.user_id,
+            user_name=owner.user_name,
+            flavor=known.flavor or metadata.flavor_of(domain, self._root_bytes(guest, domain)),
+            image_ref=known.image_ref,
+            power_state=guest.power_state(),
+            image_properties=known.image_properties,
+            root_device_name=_root_device_name(domain),
+        )
+
+    def _root_bytes(self, guest: Guest, domain: description.ET.Element) -> int:
+        try:
+            return guest.capacity_bytes(description.root_disk(domain).target)
+        except StillframeError:
+            return 0  # no disk to measure: a flavor without one
+
+    def _say_unowned(self, guest: Guest) -> None:
+        if guest.uuid not in self._unowned:
+            self._unowned.add(guest.uuid)
+            LOG.warning(
+                "Domain %s names no owner in its metadata and [agent] default_project_id is "
+                "unset: it is not announced",
+                guest.domain_name,
+            )
+
+
+def _root_device_name(domain: description.ET.Element) -> str | None:
+    try:
+        return f"/dev/{description.root_disk(domain).target}"
+    except StillframeError:
+        return None

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`stillframe-compute`: the composition root of the agent, and the only reader of its CONF."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from oslo_config import cfg
+from oslo_log import log as oslo_log
+
+from common import conf, daemon, log, rpc
+from common.errors import ConfigurationError, StillframeError
+from common.glance import ImageService
+from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
+from compute_agent import snapshot
+from compute_agent.announcer import Announcer
+from compute_agent.capture.workspace import Directories
+from compute_agent.endpoint import Endpoint
+from compute_agent.guest.connection import Hypervisor
+from compute_agent.guest.metadata import Owner
+from compute_agent.jobs import Jobs
+from compute_agent.journal import Journal
+from compute_agent.recovery import Recovery
+from compute_agent.reporter import Reporter
+from compute_agent.stream.throttle import Throttle
+from compute_agent.tools import Settings, Tools
+
+LOG = logging.getLogger(__name__)
+
+PROG = "stillframe-compute"
+LOG_FILE = "n-cpu.log"
+
+#: How long the API may take to confirm an outcome before it is told again.
+_CALL_TIMEOUT_S = 30.0
+_MB = 10**6
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the agent until it is told to stop; return the process's exit code."""
+    try:
+        settings = conf.load(sys.argv[1:] if argv is None else argv, PROG)
+        log.setup(settings, LOG_FILE)
+        agent = Agent(settings)
+    except (StillframeError, cfg.Error) as error:
+        return daemon.fail(f"{PROG} cannot start: {error}")
+    return agent.run()
+
+
+class Agent:
+    """Every part of the agent, wired; `run` lives until a signal ends it."""
+
+    def __init__(self, settings: cfg.ConfigOpts) -> None:
+        self._settings = settings
+        self._lock = _only_agent_of(Path(settings.state_path), settings.host)
+        transport = rpc.Transport(settings)
+        client = transport.client(
+            topic=API_TOPIC, version=RPC_VERSION, timeout_s=_CALL_TIMEOUT_S
+        )
+        directories = Directories(
+            scratch=Path(settings.capture.scratch_directory),
+            sockets=Path(settings.capture.socket_directory),
+        )
+        directories.make()
+        journal = Journal(Path(settings.state_path) / "journal.sqlite")
+        self.throttle = Throttle(settings.capture.bandwidth_limit * _MB)
+        self.hypervisor = _hypervisor(settings)
+        self.reporter = Reporter(
+            client, journal, progress_interval_s=settings.agent.progress_interval
+        )
+        pipeline = snapshot.Pipeline(
+            Tools(
+                hypervisor=self.hypervisor,
+                images=ImageService(glance_settings(settings)),
+                journal=journal,
+                directories=directories,
+                throttle=self.throttle,
+                settings=_snapshot_settings(settings),
+            )
+        )
+        jobs = Jobs(
+            pipeline.run,
+            host=settings.host,
+            limit=settings.max_concurrent_snapshots,
+            reports=self.reporter,
+        )
+        endpoint = Endpoint(
+            host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter
+        )
+        recovery = Recovery(
+            pipeline.recover,
+            host=settings.host,
+            journal=journal,
+            jobs=jobs,
+            reports=self.reporter,
+            directories=directories,
+        )
+        server = RpcService(
+            transport.server(
+                topic=COMPUTE_TOPIC,
+                host=settings.host,
+                version=RPC_VERSION,
+                endpoint=endpoint,
+                on_refused=endpoint.refuse_unknown,
+            )
+        )
+        self.announcer = _announcer(settings, client, self.hypervisor)
+        self.hypervisor.on_change = self.announcer.changed
+        self.pipeline = pipeline
+        # In this order they start; in the reverse they stop: first no more
+        # messages, last the way to tell how things ended.
+        self._services: list[daemon.Service] = [
+            self.hypervisor,
+            self.reporter,
+            recovery,
+            jobs,
+            server,
+            self.announcer,
+        ]
+
+    def run(self) -> int:
+        """Run until a signal; return the exit code."""
+        try:
+            return daemon.Daemon(
+                PROG,
+                self._services,
+                stop_timeout_s=self._settings.graceful_shutdown_timeout,
+                reload=self.reload,
+                healthy=self.healthy,
+            ).run()
+        except StillframeError as error:
+            return daemon.fail(f"{PROG} ends: {error}")
+
+    def healthy(self) -> bool:
+        """Tell whether the working loops run (systemd's watchdog asks)."""
+        return all(part.alive() for part in (self.hypervisor, self.reporter, self.announcer))
+
+    def reload(self) -> None:
+        """Read the mutable options again and pass them on; running jobs go on."""
+        settings = self._settings
+        settings.mutate_config_files()
+        oslo_log.setup(settings, "stillframe")
+        self.throttle.set_rate(settings.capture.bandwidth_limit * _MB)
+        self.reporter.progress_interval_s = settings.agent.progress_interval
+        self.announcer.interval_s = settings.report_interval
+        self.pipeline.use(_snapshot_settings(settings))
+
+
+class RpcService:
+    """oslo.messaging's server as one of the daemon's services."""
+
+    name = "rpc server"
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    def start(self) -> None:
+        """Begin to consume."""
+        self._server.start()
+
+    def stop(self, deadline: float) -> None:
+        """Consume no more, and let the method at work return."""
+        self._server.stop()
+        self._server.wait()
+
+
+def _only_agent_of(state_path: Path, host: str) -> IO[str]:
+    """Hold the state directory; raise ConfigurationError if another agent has it.
+
+    The lock goes with the process, however it ends.
+    """
+    state_path.mkdir(parents=True, exist_ok=True)
+    holder = (state_path / "agent.lock").open("a+")
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder.seek(0)
+        raise ConfigurationError(
+            f"another agent ({holder.read().strip() or 'unknown'}) uses state_path = {state_path}; "
+            f"stop it, or give this one a state_path and a host of its own (host = {host})"
+        ) from None
+    holder.truncate(0)
+    holder.write(f"pid {os.getpid()}, host {host}")
+    holder.flush()
+    return holder
+
+
+def _hypervisor(settings: cfg.ConfigOpts) -> Hypervisor:
+    return Hypervisor(
+        settings.libvirt.connection_uri,
+        keepalive_interval_s=settings.libvirt.keepalive_interval,
+        keepalive_count=settings.libvirt.keepalive_count,
+    )
+
+
+def _announcer(
+    settings: cfg.ConfigOpts, client: rpc.Client, hypervisor: Hypervisor
+) -> Announcer:
+    project_id = settings.agent.default_project_id
+    owner = None
+    if project_id:
+        user_id = settings.agent.default_user_id or project_id
+        owner = Owner(project_id=project_id, user_id=user_id)
+    return Announcer(
+        client,
+        hypervisor,
+        host=settings.host,
+        interval_s=settings.report_interval,
+        full_every=settings.agent.full_report_every,
+        default_owner=owner,
+    )
+
+
+def _snapshot_settings(settings: cfg.ConfigOpts) -> Settings:
+    return Settings(
+        method=settings.capture.method,
+        pause=settings.capture.pause,
+        image_format=settings.libvirt.snapshot_image_format,
+        scratch_reserve_percent=settings.capture.scratch_reserve_percent,
+        upload_retries=settings.glance.num_retries,
+        progress_log_interval_s=settings.agent.progress_log_interval,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent does with a message: check, journal, acknowledge, return.
+
+oslo.messaging has acknowledged the message to the broker before these methods
+run, so each does no more than make the work durable, in milliseconds. Nothing
+that a caller sends can crash the consumer: it is refused in the log and, where
+the message names a job, in the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from common import clock, context
+from common.errors import DeadlinePassed, MalformedMessage, StillframeError, UnsupportedRpcVersion
+from common.messages import InstanceRef, JobAccepted, JobOutcome, SnapshotRequest
+from common.states import JobKind, JobState
+from compute_agent.jobs import Jobs
+from compute_agent.journal import Journal
+from compute_agent.reporter import Reporter
+
+LOG = logging.getLogger(__name__)
+
+
+class Endpoint:
+    """RPC methods of topic `stillframe-compute`; docs/rpc.md is their contract."""
+
+    def __init__(self, *, host: str, journal: Journal, jobs: Jobs, reporter: Reporter) -> None:
+        self._host = host
+        self._journal = journal
+        self._jobs = jobs
+        self._reporter = reporter
+
+    def snapshot_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Take a snapshot of `instance` into the image `image_id` (see SnapshotRequest)."""
+        try:
+            request = SnapshotRequest.from_wire(arguments)
+        except MalformedMessage as error:
+            LOG.error("Refused a malformed snapshot_instance: %s", error)
+            self._refuse(caller, arguments, error)
+            return
+        caller.resource_uuid = request.instance.uuid
+        with context.bound(caller):
+            self._accept(caller, request)
+
+    def refuse_unknown(
+        self, caller: Mapping[str, Any], message: Mapping[str, Any], why: str
+    ) -> None:
+        """Answer a message of another major version, or an unknown method."""
+        error = UnsupportedRpcVersion(f"this compute agent does not speak this request: {why}")
+        self._refuse(context.from_wire(caller), message.get("args") or {}, error)
+
+    def _accept(self, caller: context.RequestContext, request: SnapshotRequest) -> None:
+        if request.deadline is not None and request.deadline < clock.epoch_s():
+            error = DeadlinePassed("the request reached the compute agent after its deadline")
+            LOG.error("Refused job %s: %s", request.job_id, error)
+            self._refuse(caller, request.to_wire(), error)
+            return
+        if not self._journal.accept(request, {**caller.to_dict(), "auth_token": None}):
+            LOG.info("Job %s is known already; the repeated request changes nothing", request.job_id)
+            self._acknowledge(caller, request)
+            return
+        LOG.info(
+            "Accepted job %s: snapshot to image %s, asked by user %s of project %s",
+            request.job_id,
+            request.image_id,
+            caller.user_id,
+            caller.project_id,
+        )
+        self._acknowledge(caller, request)
+        entry = self._journal.find(request.job_id)
+        if entry is not None:
+            self._jobs.submit(entry)
+
+    def _acknowledge(self, caller: context.RequestContext, request: SnapshotRequest) -> None:
+        message = JobAccepted(
+            job_id=request.job_id,
+            kind=JobKind.SNAPSHOT,
+            host=self._host,
+            instance=request.instance,
+            image_id=request.image_id,
+            at=clock.epoch_s(),
+        )
+        self._reporter.accepted(caller, message)
+
+    def _refuse(
+        self, caller: context.RequestContext, arguments: Mapping[str, Any], error: StillframeError
+    ) -> None:
+        """Report an outcome for a request that never becomes a job, if it names one."""
+        job_id = arguments.get("job_id")
+        if not _is_uuid(job_id):
+            return
+        instance = arguments.get("instance")
+        instance_uuid = instance.get("uuid") if isinstance(instance, Mapping) else None
+        outcome = JobOutcome(
+            job_id=str(job_id),
+            kind=JobKind.SNAPSHOT,
+            host=self._host,
+            instance=InstanceRef(uuid=str(instance_uuid or "")),
+            image_id=str(arguments.get("image_id") or ""),
+            state=JobState.ERROR,
+            reason=error.message,
+            reason_code=error.code,
+            accepted_at=clock.epoch_s(),
+            finished_at=clock.epoch_s(),
+        )
+        self._reporter.refused(caller, outcome)
+
+
+def _is_uuid(value: object) -> bool:
+    try:
+        uuid.UUID(str(value))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connection to libvirt and its event loop.
+
+One thread runs libvirt's event loop for the process. A connection that is lost
+(the daemon restarts) is opened again at the next use; `on_change` tells the
+announcer of every lifecycle event and of each reopening.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+
+from common.errors import InstanceNotFound
+from common.messages import Hypervisor as HypervisorInfo
+from compute_agent.guest.domain import Guest
+from compute_agent.guest.errors import HypervisorUnavailable, is_connection_loss, translated
+from compute_agent.guest.stamps import EVENTS, Recorder
+
+LOG = logging.getLogger(__name__)
+
+_LOOP_WAKE_MS = 500
+_KIB_PER_MIB = 1024
+
+
+class Hypervisor:
+    """This host's libvirt. Thread-safe; `start` before anything else."""
+
+    name = "libvirt event loop"
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        keepalive_interval_s: float,
+        keepalive_count: int,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._uri = uri
+        self._keepalive = (max(1, round(keepalive_interval_s)), keepalive_count)
+        self.on_change = on_change
+        self.stamps = Recorder()
+        self._lock = threading.Lock()
+        self._connection: libvirt.virConnect | None = None
+        self._stopping = threading.Event()
+        self._loop = threading.Thread(target=self._run_loop, name="libvirt-events", daemon=True)
+
+    def start(self) -> None:
+        """Register the event loop, run it and open the connection.
+
+        Raises HypervisorUnavailable if libvirt cannot be reached.
+        """
+        libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised, not printed
+        libvirt.virEventRegisterDefaultImpl()
+        # Wakes the loop from time to time, so that it sees `_stopping`.
+        libvirt.virEventAddTimeout(_LOOP_WAKE_MS, lambda *_: None, None)
+        self._loop.start()
+        self.connection()
+
+    def stop(self, deadline: float) -> None:
+        """Close the connection and end the loop."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        self._stopping.set()
+        self._loop.join(max(0.0, deadline - time.monotonic()))
+
+    def alive(self) -> bool:
+        """Tell whether the event loop still runs (for the watchdog)."""
+        return self._loop.is_alive()
+
+    def connection(self) -> libvirt.virConnect:
+        """Return an open connection; raise HypervisorUnavailable if there is none to be had."""
+        with self._lock:
+            if self._connection is None or not self._is_usable(self._connection):
+                self._connection = self._open()
+            return self._connection
+
+    def guests(self) -> list[Guest]:
+        """Return every domain of this host, running or not."""
+        with translated("listing its instances"):
+            return [Guest(domain, self.stamps) for domain in self.connection().listAllDomains()]
+
+    def guest(self, instance_uuid: str) -> Guest:
+        """Return one domain; raise InstanceNotFound if this host has none of that id."""
+        try:
+            domain = self.connection().lookupByUUIDString(instance_uuid)
+        except libvirt.libvirtError as error:
+            if is_connection_loss(error):
+                raise HypervisorUnavailable("the hypervisor's service went away") from error
+            raise InstanceNotFound(
+                f"instance {instance_uuid} is not on the host that was asked"
+            ) from error
+        return Guest(domain, self.stamps)
+
+    def info(self) -> HypervisorInfo:
+        """Return what the host is."""
+        with translated("describing its host"):
+            connection = self.connection()
+            _, memory_mib, cpus, *_ = connection.getInfo()
+            return HypervisorInfo(
+                type=connection.getType(),
+                version=connection.getVersion(),
+                hostname=connection.getHostname(),
+                vcpus=int(cpus),
+                memory_mib=int(memory_mib),
+            )
+
+    def _open(self) -> libvirt.virConnect:
+        try:
+            connection = libvirt.open(self._uri)
+        except libvirt.libvirtError as error:
+            LOG.warning("libvirt at %s: %s", self._uri, error)
+            raise HypervisorUnavailable(
+                f"libvirt cannot be reached at {self._uri}; is its daemon running, and may this "
+                "user use it?"
+            ) from error
+        connection.setKeepAlive(*self._keepalive)
+        connection.registerCloseCallback(self._on_close, None)
+        connection.domainEventRegisterAny(
+            None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
+        )
+        for event in EVENTS:
+            libvirt_qemu.qemuMonitorEventRegister(connection, None, event, self._on_qemu, None)
+        LOG.info("Connected to libvirt at %s", self._uri)
+        return connection
+
+    def _is_usable(self, connection: libvirt.virConnect) -> bool:
+        try:
+            return bool(connection.isAlive())
+        except libvirt.libvirtError:
+            return False
+
+    def _on_close(self, connection: libvirt.virConnect, reason: int, _opaque: Any) -> None:
+        LOG.warning("libvirt closed the connection (reason %d); it is opened again", reason)
+        # Called from the event loop: forget it only; whoever needs libvirt next reopens it.
+        with self._lock:
+            if self._connection is connection:
+                self._connection = None
+        self.on_change()
+
+    def _on_lifecycle(
+        self, _connection: Any, domain: libvirt.virDomain, event: int, _detail: int, _opaque: Any
+    ) -> None:
+        if event == libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
+            self.stamps.forget(domain.UUIDString())
+        self.on_change()
+
+    def _on_qemu(
+        self,
+        _connection: Any,
+        domain: libvirt.virDomain,
+        event: str,
+        seconds: int,
+        micros: int,
+        details: str | None,
+        _opaque: Any,
+    ) -> None:
+        self.stamps.record(domain.UUIDString(), event, seconds + micros / 1e6, details)
+
+    def _run_loop(self) -> None:
+        while not self._stopping.is_set():
+            libvirt.virEventRunDefaultImpl()

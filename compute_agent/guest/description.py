@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A domain's disks, and which of them a snapshot can be taken of.
+
+Formats come from the domain's definition, never from the disk's content: a
+guest can write any header it likes into a raw disk. Pure functions over XML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+
+from common.errors import NoUsableDisk
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """One `<disk>`: `target` is its name in the guest ("vda"), `path` its file or device."""
+
+    target: str
+    device: str
+    source_type: str
+    path: str | None
+    format: str
+    has_iothread: bool
+    read_only: bool
+    shareable: bool
+    #: libvirt's boot order, lowest first; None where the disk has none.
+    boot_order: int | None = None
+
+
+_CAPTURABLE_FORMATS = ("qcow2", "raw")
+
+#: Why a disk cannot be captured, in the order in which reasons are given.
+_UNUSABLE: tuple[tuple[Callable[[Disk], bool], str], ...] = (
+    (lambda disk: disk.device == "lun", "it is a LUN passed through to the guest"),
+    (lambda disk: disk.device != "disk", "it is a removable medium"),
+    (lambda disk: disk.source_type == "network", "it is a network disk"),
+    (lambda disk: disk.source_type not in ("file", "block"), "its source is no file or device"),
+    (lambda disk: disk.path is None, "it has no medium"),
+    (lambda disk: disk.read_only, "it is read-only"),
+    (lambda disk: disk.shareable, "it is shared with other instances"),
+    (lambda disk: disk.format not in _CAPTURABLE_FORMATS, "its format is neither qcow2 nor raw"),
+)
+
+
+def parse(domain_xml: str) -> ET.Element:
+    """Return the `<domain>` element of what libvirt gave us."""
+    return ET.fromstring(domain_xml)  # noqa: S314 # libvirt's own output, not a user's
+
+
+def disks(domain: ET.Element) -> list[Disk]:
+    """Return every disk of the domain, in the order of its definition."""
+    return [_disk(element) for element in domain.iterfind("devices/disk")]
+
+
+def why_unusable(disk: Disk) -> str | None:
+    """Return why a snapshot of this disk cannot be taken, or None if it can."""
+    return next((reason for holds, reason in _UNUSABLE if holds(disk)), None)
+
+
+def root_disk(domain: ET.Element) -> Disk:
+    """Return the disk that a snapshot takes by default: the one the guest boots from.
+
+    That is the disk with the lowest boot order, or else the first that can be
+    captured. Raises NoUsableDisk with a reason for each disk if there is none.
+    """
+    found = disks(domain)
+    usable = [disk for disk in found if why_unusable(disk) is None]
+    ordered = sorted(
+        (disk for disk in found if disk.boot_order is not None and disk.device == "disk"),
+        key=lambda disk: disk.boot_order or 0,
+    )
+    if ordered:
+        reason = why_unusable(ordered[0])
+        if reason is None:
+            return ordered[0]
+        raise NoUsableDisk(f"the boot disk {ordered[0].target} cannot be captured: {reason}")
+    if usable:
+        return usable[0]
+    reasons = "; ".join(f"{disk.target}: {why_unusable(disk)}" for disk in found)
+    raise NoUsableDisk(
+        f"the instance has no disk that can be captured ({reasons or 'it has no disk at all'})"
+    )
+
+
+def _disk(element: ET.Element) -> Disk:
+    source, driver = element.find("source"), element.find("driver")
+    boot = element.find("boot")
+    return Disk(
+        target=_attribute(element.find("target"), "dev") or "?",
+        device=element.get("device", "disk"),
+        source_type=element.get("type", "file"),
+        path=_attribute(source, "file") or _attribute(source, "dev"),
+        # libvirt treats a disk without a driver type as raw, and so does QEMU.
+        format=_attribute(driver, "type") or "raw",
+        has_iothread=_attribute(driver, "iothread") is not None
+        or element.find("driver/iothreads") is not None,
+        read_only=element.find("readonly") is not None,
+        shareable=element.find("shareable") is not None,
+        boot_order=int(boot.get("order", "0")) if boot is not None else None,
+    )
+
+
+def _attribute(element: ET.Element | None, name: str) -> str | None:
+    return element.get(name) if element is not None else None

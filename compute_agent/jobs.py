@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs accepted jobs: a bounded number at a time, one at a time for each instance.
+
+The endpoint and recovery submit journal entries; each is worked on in a thread
+with its request's context bound, and ends in an outcome that the reporter
+delivers, whatever the work raised. A job that has not begun when the agent
+stops stays in the journal for the next start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from common import clock, context
+from common.errors import JobCancelled, JobInterrupted, StillframeError
+from common.messages import CaptureFigures, JobOutcome, JobProgress, StepTime
+from common.states import JobKind, JobState, TaskState
+from compute_agent.journal import Entry
+
+LOG = logging.getLogger(__name__)
+
+#: Left of the time to stop, for undoing what was interrupted.
+_UNDO_S = 5.0
+_LOOK_S = 0.1
+
+
+class Reports(Protocol):
+    """Where a job tells how it goes (the reporter)."""
+
+    def progress(self, request_context: context.RequestContext, progress: JobProgress) -> None:
+        """Pass on a job's progress; may be coalesced or lost."""
+
+    def finished(self, request_context: context.RequestContext, outcome: JobOutcome) -> None:
+        """Record an outcome durably and see that the API gets it."""
+
+
+class Job:
+    """One entry at work: what its pipeline may ask, and where it tells how it goes."""
+
+    def __init__(self, entry: Entry, host: str, reports: Reports) -> None:
+        self.entry = entry
+        self.request = entry.request
+        self.context = context.from_wire(entry.context, entry.request.instance.uuid)
+        #: Set when the work must end; `why_stopped` says whether by request or shutdown.
+        self.stopped = threading.Event()
+        self.why_stopped: StillframeError = JobCancelled("the job was cancelled")
+        self.result = Result()
+        self._host = host
+        self._reports = reports
+        self._steps: list[StepTime] = []
+
+    def stop(self, why: StillframeError) -> None:
+        """Ask the work to end soon, with `why` as its reason."""
+        self.why_stopped = why
+        self.stopped.set()
+
+    def raise_if_stopped(self) -> None:
+        """Raise the reason if the work was asked to end."""
+        if self.stopped.is_set():
+            raise self.why_stopped
+
+    def begin_step(self, name: str) -> None:
+        """Note that a step begins (and the one before it ended)."""
+        self._end_step()
+        self._steps.append(StepTime(name=name, began_at=clock.epoch_s()))
+
+    def tell(
+        self,
+        task_state: TaskState | None,
+        *,
+        bytes_done: int = 0,
+        bytes_total: int = 0,
+        rate_bytes_s: float = 0.0,
+        eta_s: float | None = None,
+    ) -> None:
+        """Report where the job stands."""
+        self._reports.progress(
+            self.context,
+            JobProgress(
+                job_id=self.entry.job_id,
+                host=self._host,
+                step=self._steps[-1].name if self._steps else "prepare",
+                task_state=task_state,
+                bytes_done=bytes_done,
+                bytes_total=bytes_total,
+                rate_bytes_s=rate_bytes_s,
+                eta_s=eta_s,
+                at=clock.epoch_s(),
+            ),
+        )
+
+    def finish(self, error: StillframeError | None) -> JobOutcome:
+        """Make the outcome of the work, record it and see it on its way."""
+        self._end_step()
+        outcome = JobOutcome(
+            job_id=self.entry.job_id,
+            kind=JobKind.SNAPSHOT,
+            host=self._host,
+            instance=self.request.instance,
+            image_id=self.request.image_id,
+            state=_state_of(error),
+            reason=error.message if error else None,
+            reason_code=error.code if error else None,
+            size_bytes=self.result.size_bytes,
+            sha512=self.result.sha512,
+            capture=self.result.capture,
+            steps=tuple(self._steps),
+            accepted_at=self.entry.accepted_at,
+            finished_at=clock.epoch_s(),
+        )
+        self._reports.finished(self.context, outcome)
+        return outcome
+
+    def _end_step(self) -> None:
+        if self._steps and self._steps[-1].ended_at is None:
+            self._steps[-1] = dataclasses.replace(self._steps[-1], ended_at=clock.epoch_s())
+
+
+@dataclasses.dataclass(slots=True)
+class Result:
+    """What a pipeline found out so far; whatever is known goes into the outcome."""
+
+    capture: CaptureFigures | None = None
+    size_bytes: int | None = None
+    sha512: str | None = None
+
+
+class Jobs:
+    """The agent's working loop; `run` is the pipeline that does a job."""
+
+    name = "jobs"
+
+    def __init__(
+        self, run: Callable[[Job], None], *, host: str, limit: int, reports: Reports
+    ) -> None:
+        self._run = run
+        self._host = host
+        self._reports = reports
+        self._pool = ThreadPoolExecutor(limit, thread_name_prefix="job")
+        self._lock = threading.Lock()
+        #: Entries of each instance: the first is at work (or waits for a thread).
+        self._by_instance: dict[str, deque[Entry]] = {}
+        self._running: dict[str, Job] = {}
+        self._stopping = False
+
+    def start(self) -> None:
+        """Nothing to do: threads come with the work."""
+
+    def submit(self, entry: Entry) -> None:
+        """Work on an entry as soon as a thread and its instance are free."""
+        with self._lock:
+            waiting = self._by_instance.setdefault(entry.request.instance.uuid, deque())
+            waiting.append(entry)
+            if len(waiting) == 1:
+                self._hand_over(entry)
+
+    def cancel(self, job_id: str, why: StillframeError) -> bool:
+        """Ask a running job to end; False if it does not run here."""
+        with self._lock:
+            job = self._running.get(job_id)
+        if job is None:
+            return False
+        job.stop(why)
+        return True
+
+    def stop(self, deadline: float) -> None:
+        """Begin no more jobs, wait for the running ones, then interrupt what is left."""
+        with self._lock:
+            self._stopping = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if not self._wait_until_idle(deadline - _UNDO_S):
+            for job in self._still_running():
+                LOG.warning("Interrupting job %s: the agent stops", job.entry.job_id)
+                job.stop(JobInterrupted("the compute agent was stopped during the snapshot"))
+            self._wait_until_idle(deadline)
+
+    def _hand_over(self, entry: Entry) -> None:
+        if not self._stopping:
+            self._pool.submit(self._work, entry)
+
+    def _work(self, entry: Entry) -> None:
+        job = Job(entry, self._host, self._reports)
+        with self._lock:
+            self._running[entry.job_id] = job
+        try:
+            with context.bound(job.context):
+                job.finish(self._outcome_error(job))
+        except Exception:
+            # The journal keeps the entry open: the next start ends it properly.
+            LOG.exception("The outcome of job %s could not be recorded", entry.job_id)
+        finally:
+            self._take_next(entry)
+
+    def _outcome_error(self, job: Job) -> StillframeError | None:
+        try:
+            self._run(job)
+        except StillframeError as error:
+            LOG.error("Snapshot %s failed: %s", job.request.image_id, error.message)
+            return error
+        except Exception:
+            LOG.exception("Snapshot %s failed in an unforeseen way", job.request.image_id)
+            return StillframeError("the snapshot failed inside the compute agent; ask the operator")
+        return None
+
+    def _take_next(self, entry: Entry) -> None:
+        instance = entry.request.instance.uuid
+        with self._lock:
+            self._running.pop(entry.job_id, None)
+            waiting = self._by_instance[instance]
+            waiting.popleft()
+            if waiting:
+                self._hand_over(waiting[0])
+            else:
+                del self._by_instance[instance]
+
+    def _still_running(self) -> list[Job]:
+        with self._lock:
+            return list(self._running.values())
+
+    def _wait_until_idle(self, deadline: float) -> bool:
+        while self._still_running():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOOK_S)
+        return True
+
+
+def _state_of(error: StillframeError | None) -> JobState:
+    if error is None:
+        return JobState.DONE
+    return JobState.CANCELLED if isinstance(error, JobCancelled) else JobState.ERROR

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's own record of accepted work, fsynced before the work begins.
+
+RPC messages are acknowledged before they are handled, so this file, not the
+queue, makes a job survive the agent. An entry holds the request, the context
+it came with, the step that has begun (with the facts that undoing it needs)
+and, at the end, the outcome until the API has confirmed it. SQLite commits
+survive a torn write; nothing above this module sees SQL.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common import clock
+from common.messages import JobOutcome, SnapshotRequest
+
+#: Ended jobs are remembered this long, so that a late duplicate is not run again.
+_REMEMBER_S = 7 * 24 * 3600
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+    job_id      TEXT PRIMARY KEY,
+    request     TEXT NOT NULL,
+    context     TEXT NOT NULL,
+    accepted_at REAL NOT NULL,
+    step        TEXT,
+    facts       TEXT NOT NULL DEFAULT '{}',
+    outcome     TEXT,
+    ended_at    REAL,
+    confirmed   INTEGER NOT NULL DEFAULT 0
+)
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One journalled job; `step` is the last one that began, `facts` what undoing needs."""
+
+    job_id: str
+    request: SnapshotRequest
+    context: dict[str, Any]
+    accepted_at: float
+    step: str | None
+    facts: dict[str, Any]
+    outcome: JobOutcome | None
+
+
+class Journal:
+    """Thread-safe; each method is one durable transaction."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute(_SCHEMA)
+        self._forget_old()
+
+    def accept(self, request: SnapshotRequest, context: Mapping[str, Any]) -> bool:
+        """Record a job before anything is done for it; False if it is known already."""
+        cursor = self._execute(
+            "INSERT OR IGNORE INTO entries (job_id, request, context, accepted_at)"
+            " VALUES (?, ?, ?, ?)",
+            request.job_id,
+            json.dumps(request.to_wire()),
+            json.dumps(dict(context)),
+            clock.epoch_s(),
+        )
+        return cursor.rowcount == 1
+
+    def begin_step(self, job_id: str, step: str, facts: Mapping[str, Any]) -> None:
+        """Record that `step` begins now, with what undoing it after a crash needs."""
+        self._execute(
+            "UPDATE entries SET step = ?, facts = ? WHERE job_id = ? AND outcome IS NULL",
+            step,
+            json.dumps(dict(facts)),
+            job_id,
+        )
+
+    def finish(self, outcome: JobOutcome) -> None:
+        """Record how the job ended; it stays until `confirm`."""
+        self._execute(
+            "UPDATE entries SET outcome = ?, ended_at = ? WHERE job_id = ? AND outcome IS NULL",
+            json.dumps(outcome.to_wire()),
+            clock.epoch_s(),
+            outcome.job_id,
+        )
+
+    def confirm(self, job_id: str) -> None:
+        """Record that the API has the outcome."""
+        self._execute("UPDATE entries SET confirmed = 1 WHERE job_id = ?", job_id)
+
+    def find(self, job_id: str) -> Entry | None:
+        """Return one entry, ended or not."""
+        return next(iter(self._select("job_id = ?", job_id)), None)
+
+    def open_entries(self) -> list[Entry]:
+        """Return the entries without an outcome, oldest first."""
+        return self._select("outcome IS NULL")
+
+    def unconfirmed(self) -> list[Entry]:
+        """Return the ended entries that the API has not confirmed, oldest first."""
+        return self._select("outcome IS NOT NULL AND confirmed = 0")
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def _forget_old(self) -> None:
+        self._execute(
+            "DELETE FROM entries WHERE confirmed = 1 AND ended_at < ?",
+            clock.epoch_s() - _REMEMBER_S,
+        )
+
+    def _execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        with self._lock:
+            return self._db.execute(sql, values)
+
+    def _select(self, where: str, *values: Any) -> list[Entry]:
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT job_id, request, context, accepted_at, step, facts, outcome"
+                f" FROM entries WHERE {where} ORDER BY accepted_at",  # noqa: S608 # our own words
+                values,
+            ).fetchall()
+        return [_entry(row) for row in rows]
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    job_id, request, context, accepted_at, step, facts, outcome = row
+    return Entry(
+        job_id=job_id,
+        request=SnapshotRequest.from_wire(json.loads(request)),
+        context=json.loads(context),
+        accepted_at=accepted_at,
+        step=step,
+        facts=json.loads(facts),
+        outcome=JobOutcome.from_wire(json.loads(outcome)) if outcome else None,
+    )

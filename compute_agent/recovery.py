@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a starting agent does about the jobs that its predecessor left open.
+
+Runs once, before anything is consumed. A job that had not begun is simply
+submitted. One that had is undone by what the journal says of it: the guest is
+resumed if we had paused it, the capture ended, the half-made image removed,
+and the job ends in `error` with its reason; one whose image was already
+published ends in `done`. Workspaces that no entry owns are removed too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from common import context
+from common.errors import InstanceNotFound, JobInterrupted, StillframeError
+from compute_agent.capture.workspace import Directories
+from compute_agent.jobs import Job, Jobs, Reports
+from compute_agent.journal import Entry, Journal
+
+LOG = logging.getLogger(__name__)
+
+
+class Recovery:
+    """A service that does its work in `start`; `undo` is the pipeline's own (snapshot.recover)."""
+
+    name = "recovery"
+
+    def __init__(
+        self,
+        undo: Callable[[Job], bool],
+        *,
+        host: str,
+        journal: Journal,
+        jobs: Jobs,
+        reports: Reports,
+        directories: Directories,
+    ) -> None:
+        self._undo = undo
+        self._host = host
+        self._journal = journal
+        self._jobs = jobs
+        self._reports = reports
+        self._directories = directories
+
+    def start(self) -> None:
+        """Put every open entry right."""
+        entries = self._journal.open_entries()
+        begun = [entry for entry in entries if entry.step is not None]
+        for entry in begun:
+            self._end(entry)
+        self._remove_leftovers()
+        for entry in entries:
+            if entry.step is None:
+                LOG.info("Job %s was accepted before the restart; it begins now", entry.job_id)
+                self._jobs.submit(entry)
+
+    def stop(self, deadline: float) -> None:
+        """Nothing runs."""
+
+    def _end(self, entry: Entry) -> None:
+        job = Job(entry, self._host, self._reports)
+        with context.bound(job.context):
+            LOG.warning(
+                "Job %s was interrupted in step %s by the end of the agent; putting it right",
+                entry.job_id,
+                entry.step,
+            )
+            try:
+                was_published = self._undo(job)
+            except InstanceNotFound:
+                was_published = False
+            except StillframeError as error:
+                # The entry stays open, so the next start tries again; an agent
+                # that cannot reach libvirt would not have come this far.
+                LOG.error("Job %s could not be put right: %s", entry.job_id, error)
+                return
+            if was_published:
+                job.finish(None)
+            else:
+                job.finish(JobInterrupted("the compute agent ended during the snapshot"))
+
+    def _remove_leftovers(self) -> None:
+        for workspace in self._directories.leftovers():
+            LOG.info("Removing what an ended job left in %s", workspace.scratch.name)
+            workspace.remove()

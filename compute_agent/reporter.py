@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells the API how jobs go; one thread, so that a dead broker holds up no job.
+
+Acceptances and progress are casts: progress is coalesced to the latest of each
+job. An outcome is a call, repeated until the API has answered that it is
+recorded; the journal keeps it meanwhile, also over a restart.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from common import context
+from common.errors import StillframeError
+from common.messages import JobAccepted, JobOutcome, JobProgress
+from common.rpc import Client
+from compute_agent.journal import Entry, Journal
+
+LOG = logging.getLogger(__name__)
+
+_BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Reporter:
+    """The agent's way to the API."""
+
+    name = "reporter"
+
+    def __init__(self, client: Client, journal: Journal, *, progress_interval_s: float) -> None:
+        self._client = client
+        self._journal = journal
+        self.progress_interval_s = progress_interval_s
+        self._changed = threading.Condition()
+        self._answers: deque[tuple[context.RequestContext, str, dict[str, Any]]] = deque()
+        self._progress: dict[str, tuple[context.RequestContext, JobProgress]] = {}
+        self._outcome_due = False
+        self._failures = 0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+
+    def start(self) -> None:
+        """Deliver what the journal still holds, and then whatever comes."""
+        self._outcome_due = True
+        self._thread.start()
+
+    def stop(self, deadline: float) -> None:
+        """Try to deliver what waits; the journal keeps what could not be."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        for entry in self._journal.unconfirmed():
+            LOG.warning("The outcome of job %s is reported at the next start", entry.job_id)
+
+    def alive(self) -> bool:
+        """Tell whether the thread runs (for the watchdog)."""
+        return self._thread.is_alive()
+
+    def accepted(self, request_context: context.RequestContext, message: JobAccepted) -> None:
+        """Tell that a job is in the journal."""
+        self._answer(request_context, "job_accepted", message.to_wire())
+
+    def refused(self, request_context: context.RequestContext, outcome: JobOutcome) -> None:
+        """Tell that a request does not become a job; told again when it is cast again."""
+        self._answer(request_context, "job_finished", outcome.to_wire())
+
+    def progress(self, request_context: context.RequestContext, progress: JobProgress) -> None:
+        """Tell where a job stands; only the latest is sent."""
+        with self._changed:
+            self._progress[progress.job_id] = (request_context, progress)
+            self._changed.notify()
+
+    def finished(self, request_context: context.RequestContext, outcome: JobOutcome) -> None:
+        """Journal an outcome and tell it until the API has confirmed it."""
+        self._journal.finish(outcome)
+        with self._changed:
+            self._progress.pop(outcome.job_id, None)
+            self._outcome_due = True
+            self._changed.notify()
+
+    def _answer(
+        self, request_context: context.RequestContext, method: str, report: dict[str, Any]
+    ) -> None:
+        with self._changed:
+            self._answers.append((request_context, method, report))
+            self._changed.notify()
+
+    def _run(self) -> None:
+        last_progress = 0.0
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._something_to_send, self._patience_s(last_progress))
+                stopping = self._stopping
+            self._send_answers()
+            if time.monotonic() - last_progress >= self.progress_interval_s:
+                last_progress = time.monotonic()
+                self._send_progress()
+            if self._outcome_due:
+                self._deliver_outcomes()
+            if stopping:
+                return
+
+    def _something_to_send(self) -> bool:
+        fresh_outcome = self._outcome_due and not self._failures
+        return bool(self._stopping or self._answers or fresh_outcome)
+
+    def _patience_s(self, last_progress: float) -> float | None:
+        """Return how long the thread may sleep; None: until something comes."""
+        if self._failures:
+            return _BACKOFF_S[min(self._failures, len(_BACKOFF_S)) - 1]
+        # Progress that waits is sent when its interval is over; looking once an
+        # interval costs nothing.
+        left_s = self.progress_interval_s - (time.monotonic() - last_progress)
+        return max(0.05, left_s) if self._progress else self.progress_interval_s
+
+    def _send_answers(self) -> None:
+        while self._answers:
+            self._cast(*self._answers.popleft())
+
+    def _send_progress(self) -> None:
+        with self._changed:
+            latest, self._progress = self._progress, {}
+        for request_context, progress in latest.values():
+            self._cast(request_context, "job_progress", progress.to_wire())
+
+    def _deliver_outcomes(self) -> None:
+        self._outcome_due = False
+        for entry in self._journal.unconfirmed():
+            if not self._deliver(entry):
+                self._failures += 1
+                self._outcome_due = True
+                return
+        self._failures = 0
+
+    def _deliver(self, entry: Entry) -> bool:
+        if entry.outcome is None:
+            return True
+        request_context = context.from_wire(entry.context, entry.request.instance.uuid)
+        try:
+            self._client.call(request_context, "job_finished", report=entry.outcome.to_wire())
+        except StillframeError as error:
+            with context.bound(request_context):
+                LOG.warning("The outcome of job %s waits for the API: %s", entry.job_id, error)
+            return False
+        self._journal.confirm(entry.job_id)
+        return True
+
+    def _cast(
+        self, request_context: context.RequestContext, method: str, report: dict[str, Any]
+    ) -> None:
+        # Lost ones are made good by what follows: the API casts again what it
+        # has not seen accepted, and the next progress says more than this one.
+        try:
+            self._client.cast(request_context, method, report=report)
+        except StillframeError as error:
+            LOG.warning("%s was not delivered: %s", method, error)

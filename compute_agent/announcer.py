@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import xml.etree.ElementTree as ET
 from importlib import metadata as distribution
 
 from common import clock, context
@@ -77,13 +78,21 @@ class Announcer:
         beats_to_full = 0
         while not self._stopping.is_set():
             beats_to_full = self._full_every if beats_to_full <= 0 else beats_to_full
-            delivered = self._announce(complete=beats_to_full == self._full_every)
+            delivered = self._try_to_announce(complete=beats_to_full == self._full_every)
             # An announcement that was lost is repeated whole.
             beats_to_full = beats_to_full - 1 if delivered else 0
             if self._changed.wait(self.interval_s):
                 self._stopping.wait(_DEBOUNCE_S)
                 self._changed.clear()
                 beats_to_full = 0
+
+    def _try_to_announce(self, *, complete: bool) -> bool:
+        try:
+            return self._announce(complete=complete)
+        except Exception:
+            # One strange domain must not silence the host for ever.
+            LOG.exception("This host could not be announced")
+            return False
 
     def _announce(self, *, complete: bool) -> bool:
         try:
@@ -141,7 +150,7 @@ class Announcer:
             root_device_name=_root_device_name(domain),
         )
 
-    def _root_bytes(self, guest: Guest, domain: description.ET.Element) -> int:
+    def _root_bytes(self, guest: Guest, domain: ET.Element) -> int:
         try:
             return guest.capacity_bytes(description.root_disk(domain).target)
         except StillframeError:
@@ -157,7 +166,7 @@ class Announcer:
             )
 
 
-def _root_device_name(domain: description.ET.Element) -> str | None:
+def _root_device_name(domain: ET.Element) -> str | None:
     try:
         return f"/dev/{description.root_disk(domain).target}"
     except StillframeError:

@@ -59,9 +59,7 @@ class Agent:
         self._settings = settings
         self._lock = _only_agent_of(Path(settings.state_path), settings.host)
         transport = rpc.Transport(settings)
-        client = transport.client(
-            topic=API_TOPIC, version=RPC_VERSION, timeout_s=_CALL_TIMEOUT_S
-        )
+        client = transport.client(topic=API_TOPIC, version=RPC_VERSION, timeout_s=_CALL_TIMEOUT_S)
         directories = Directories(
             scratch=Path(settings.capture.scratch_directory),
             sockets=Path(settings.capture.socket_directory),
@@ -76,7 +74,7 @@ class Agent:
         pipeline = snapshot.Pipeline(
             Tools(
                 hypervisor=self.hypervisor,
-                images=ImageService(glance_settings(settings)),
+                images=ImageService(conf.glance.settings(settings)),
                 journal=journal,
                 directories=directories,
                 throttle=self.throttle,
@@ -89,9 +87,7 @@ class Agent:
             limit=settings.max_concurrent_snapshots,
             reports=self.reporter,
         )
-        endpoint = Endpoint(
-            host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter
-        )
+        endpoint = Endpoint(host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter)
         recovery = Recovery(
             pipeline.recover,
             host=settings.host,
@@ -198,9 +194,7 @@ def _hypervisor(settings: cfg.ConfigOpts) -> Hypervisor:
     )
 
 
-def _announcer(
-    settings: cfg.ConfigOpts, client: rpc.Client, hypervisor: Hypervisor
-) -> Announcer:
+def _announcer(settings: cfg.ConfigOpts, client: rpc.Client, hypervisor: Hypervisor) -> Announcer:
     project_id = settings.agent.default_project_id
     owner = None
     if project_id:

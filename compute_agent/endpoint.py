@@ -60,7 +60,9 @@ class Endpoint:
             self._refuse(caller, request.to_wire(), error)
             return
         if not self._journal.accept(request, {**caller.to_dict(), "auth_token": None}):
-            LOG.info("Job %s is known already; the repeated request changes nothing", request.job_id)
+            LOG.info(
+                "Job %s is known already; the repeated request changes nothing", request.job_id
+            )
             self._acknowledge(caller, request)
             return
         LOG.info(

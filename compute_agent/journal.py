@@ -38,6 +38,8 @@ CREATE TABLE IF NOT EXISTS entries (
 )
 """
 
+_SELECT = "SELECT job_id, request, context, accepted_at, step, facts, outcome FROM entries"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
@@ -100,15 +102,17 @@ class Journal:
 
     def find(self, job_id: str) -> Entry | None:
         """Return one entry, ended or not."""
-        return next(iter(self._select("job_id = ?", job_id)), None)
+        return next(iter(self._select(_SELECT + " WHERE job_id = ?", job_id)), None)
 
     def open_entries(self) -> list[Entry]:
         """Return the entries without an outcome, oldest first."""
-        return self._select("outcome IS NULL")
+        return self._select(_SELECT + " WHERE outcome IS NULL ORDER BY accepted_at")
 
     def unconfirmed(self) -> list[Entry]:
         """Return the ended entries that the API has not confirmed, oldest first."""
-        return self._select("outcome IS NOT NULL AND confirmed = 0")
+        return self._select(
+            _SELECT + " WHERE outcome IS NOT NULL AND confirmed = 0 ORDER BY accepted_at"
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -125,13 +129,9 @@ class Journal:
         with self._lock:
             return self._db.execute(sql, values)
 
-    def _select(self, where: str, *values: Any) -> list[Entry]:
+    def _select(self, query: str, *values: Any) -> list[Entry]:
         with self._lock:
-            rows = self._db.execute(
-                "SELECT job_id, request, context, accepted_at, step, facts, outcome"
-                f" FROM entries WHERE {where} ORDER BY accepted_at",  # noqa: S608 # our own words
-                values,
-            ).fetchall()
+            rows = self._db.execute(query, values).fetchall()
         return [_entry(row) for row in rows]
 
 

@@ -39,6 +39,7 @@ class Reporter:
         self._progress: dict[str, tuple[context.RequestContext, JobProgress]] = {}
         self._outcome_due = False
         self._failures = 0
+        self._last_progress = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
@@ -90,31 +91,37 @@ class Reporter:
             self._changed.notify()
 
     def _run(self) -> None:
-        last_progress = 0.0
-        while True:
+        stopping = False
+        while not stopping:
             with self._changed:
-                self._changed.wait_for(self._something_to_send, self._patience_s(last_progress))
+                self._changed.wait_for(self._something_to_send, self._patience_s())
                 stopping = self._stopping
-            self._send_answers()
-            if time.monotonic() - last_progress >= self.progress_interval_s:
-                last_progress = time.monotonic()
-                self._send_progress()
-            if self._outcome_due:
-                self._deliver_outcomes()
-            if stopping:
-                return
+            try:
+                self._send_what_is_due()
+            except Exception:
+                # The thread is the only way to the API: it must outlive any message.
+                LOG.exception("A report could not be sent")
+                self._failures += 1
+
+    def _send_what_is_due(self) -> None:
+        self._send_answers()
+        if time.monotonic() - self._last_progress >= self.progress_interval_s:
+            self._last_progress = time.monotonic()
+            self._send_progress()
+        if self._outcome_due:
+            self._deliver_outcomes()
 
     def _something_to_send(self) -> bool:
         fresh_outcome = self._outcome_due and not self._failures
         return bool(self._stopping or self._answers or fresh_outcome)
 
-    def _patience_s(self, last_progress: float) -> float | None:
+    def _patience_s(self) -> float | None:
         """Return how long the thread may sleep; None: until something comes."""
         if self._failures:
             return _BACKOFF_S[min(self._failures, len(_BACKOFF_S)) - 1]
         # Progress that waits is sent when its interval is over; looking once an
         # interval costs nothing.
-        left_s = self.progress_interval_s - (time.monotonic() - last_progress)
+        left_s = self.progress_interval_s - (time.monotonic() - self._last_progress)
         return max(0.05, left_s) if self._progress else self.progress_interval_s
 
     def _send_answers(self) -> None:

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 from common import clock
-from common.errors import StillframeError
 from common.messages import CaptureFigures
 from common.states import PowerState, TaskState
 from compute_agent import publication
@@ -82,7 +81,7 @@ def resume(run: Run) -> None:
 
 def stream(run: Run) -> None:
     """Read the frozen view once, straight into the image."""
-    publication.describe(run.tools.images, run.job, run.tools.settings, run.target)
+    publication.describe(run.tools.images, run.job, run.tools.settings.image_format)
     publication.stream(run.tools, run.job, run.capture.export())
 
 
@@ -95,7 +94,8 @@ def publish(run: Run) -> None:
     """Write on the image what only the verified whole can say."""
     publication.publish(run.tools.images, run.job)
     LOG.info(
-        "Snapshot image %s is active after %.1f s", run.job.request.image_id,
+        "Snapshot image %s is active after %.1f s",
+        run.job.request.image_id,
         time.monotonic() - run.began,
     )
 
@@ -240,7 +240,9 @@ def _undo(begun: list[Step], run: Run) -> None:
         try:
             step.undo(run)
         except Exception:
-            LOG.exception("Undoing step %s failed; the next start of the agent tries again", step.name)
+            LOG.exception(
+                "Undoing step %s failed; the next start of the agent tries again", step.name
+            )
 
 
 def _facts(run: Run) -> dict[str, Any]:

@@ -27,7 +27,8 @@ CONF: cfg.ConfigOpts = cfg.CONF
 def register(conf: cfg.ConfigOpts) -> None:
     """Register every option of the project on `conf` (harmless when done twice)."""
     for module in GROUPS:
-        conf.register_opts(module.OPTS, group=module.GROUP)
+        # oslo.config knows the default group as no group.
+        conf.register_opts(module.OPTS, group=None if module is base else module.GROUP)
     keystone_loading.register_auth_conf_options(conf, glance.GROUP)
     keystone_loading.register_session_conf_options(conf, glance.GROUP)
 

@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
+from keystoneauth1 import loading as keystone_loading
+from keystoneauth1 import noauth
+from keystoneauth1.plugin import BaseAuthPlugin
 from oslo_config import cfg
+
+from common.errors import ConfigurationError
+from common.glance import GlanceSettings
 
 GROUP = "glance"
 
@@ -43,3 +49,33 @@ starts again from byte 0 of the same frozen export.
         help="Seconds that an upload may stand still (not: last) before it is broken off.",
     ),
 ]
+
+
+def settings(conf: cfg.ConfigOpts) -> GlanceSettings:
+    """Return what ImageService needs; without `auth_type`, Glance is used without identity.
+
+    Raises ConfigurationError if neither a Keystone nor an endpoint is configured.
+    """
+    group = conf[GROUP]
+    if group.auth_type is None and not group.endpoint_override:
+        raise ConfigurationError(
+            "[glance] needs auth_type and its credentials (see docs/configuration.md), or "
+            "endpoint_override where the image service runs without Keystone"
+        )
+    auth: BaseAuthPlugin | None
+    if group.auth_type is None:
+        auth = noauth.NoAuth(endpoint=group.endpoint_override)
+    else:
+        auth = keystone_loading.load_auth_from_conf_options(conf, GROUP)
+    session = keystone_loading.load_session_from_conf_options(
+        conf, GROUP, auth=auth, timeout=group.request_timeout
+    )
+    return GlanceSettings(
+        session=session,
+        endpoint_override=group.endpoint_override,
+        region_name=group.region_name,
+        interfaces=tuple(group.valid_interfaces),
+        num_retries=group.num_retries,
+        request_timeout_s=group.request_timeout,
+        upload_timeout_s=group.upload_timeout,
+    )

@@ -66,9 +66,7 @@ class BackupCapture:
 
     def export(self) -> Export:
         """Return libvirt's NBD export; it is called after the disk's target."""
-        return Export(
-            socket_path=str(self._workspace.socket_path), name=self._target.disk.target
-        )
+        return Export(socket_path=str(self._workspace.socket_path), name=self._target.disk.target)
 
     def end(self) -> None:
         """End our job if it is still open, and remove scratch and socket."""
@@ -78,9 +76,7 @@ class BackupCapture:
     def backup_xml(self) -> str:
         """Return the `<domainbackup>` for this capture: our disk alone, scratch made beforehand."""
         backup = ET.Element("domainbackup", mode="pull")
-        ET.SubElement(
-            backup, "server", transport="unix", socket=str(self._workspace.socket_path)
-        )
+        ET.SubElement(backup, "server", transport="unix", socket=str(self._workspace.socket_path))
         disks = ET.SubElement(backup, "disks")
         disk = ET.SubElement(
             disks, "disk", name=self._target.disk.target, backup="yes", type="file"

@@ -39,7 +39,7 @@ class OfflineCapture:
             raise CaptureFailed("the instance was started while its snapshot began; try again")
         self._server = qemu_nbd.QemuNbd(
             self._target.disk.path or "",
-            format=self._target.disk.format,
+            image_format=self._target.disk.format,
             socket_path=self._workspace.socket_path,
             export_name=self._target.disk.target,
         )
@@ -47,9 +47,7 @@ class OfflineCapture:
 
     def export(self) -> Export:
         """Return our server's export."""
-        return Export(
-            socket_path=str(self._workspace.socket_path), name=self._target.disk.target
-        )
+        return Export(socket_path=str(self._workspace.socket_path), name=self._target.disk.target)
 
     def end(self) -> None:
         """Stop the server and remove its socket."""

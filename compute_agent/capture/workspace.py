@@ -35,7 +35,10 @@ class Directories:
 
     def make(self) -> None:
         """Create both at start; raise ConfigurationError naming the option if that fails."""
-        for option, path in (("scratch_directory", self.scratch), ("socket_directory", self.sockets)):
+        for option, path in (
+            ("scratch_directory", self.scratch),
+            ("socket_directory", self.sockets),
+        ):
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 path.chmod(_ROOT_MODE)

@@ -53,9 +53,7 @@ class Recorder:
     def record(self, domain_uuid: str, event: str, at: float, details: str | None) -> None:
         """Take an event from libvirt's event loop."""
         data: dict[str, Any] = json.loads(details) if details else {}
-        stamp = Stamp(
-            at=at, event=event, job_id=data.get("id"), job_status=data.get("status")
-        )
+        stamp = Stamp(at=at, event=event, job_id=data.get("id"), job_status=data.get("status"))
         with self._changed:
             self._stamps.setdefault(domain_uuid, deque(maxlen=_KEPT)).append(stamp)
             self._changed.notify_all()

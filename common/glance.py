@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Glance, as both daemons use it: the only importer of glanceclient.
+
+Records go through python-glanceclient; an image's data is put directly on the
+same keystoneauth session, because glanceclient's own loop is slower and does
+not begin again at byte 0 when it repeats a broken upload. Calls use the
+service's own credentials and forward the request id of the context bound to
+the thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+import tenacity
+from glanceclient import exc
+from glanceclient.common import http as glance_http
+from glanceclient.v2 import images as glance_images
+from glanceclient.v2 import schemas as glance_schemas
+from keystoneauth1 import exceptions as keystone_errors
+
+from common import context
+from common.errors import StillframeError
+
+LOG = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_NO_CONTENT = 204
+_CONFLICT = 409
+_GONE = (404, 410)
+_SERVER_ERROR = 500
+_OCTETS = {"Content-Type": "application/octet-stream"}
+
+
+class ImageServiceUnavailable(StillframeError):
+    """Glance cannot be reached, does not answer in time or fails inside."""
+
+    code = "image_service_unavailable"
+    retryable = True
+
+
+class ImageNotFound(StillframeError):
+    """The image does not exist (any more)."""
+
+    code = "image_not_found"
+
+
+class ImageRefused(StillframeError):
+    """Glance refuses what was asked: quota, a bad property, a state that forbids it."""
+
+    code = "image_refused"
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GlanceSettings:
+    """`session` is a keystoneauth session; the rest narrows down which Glance it means."""
+
+    session: Any
+    endpoint_override: str | None = None
+    region_name: str | None = None
+    interfaces: tuple[str, ...] = ("internal", "public")
+    num_retries: int = 3
+    request_timeout_s: float = 30.0
+    upload_timeout_s: float = 300.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image's record; `properties` are the additional, string-valued ones."""
+
+    id: str
+    name: str | None
+    status: str
+    owner: str | None
+    size_bytes: int | None
+    hash_algorithm: str | None
+    hash_value: str | None
+    disk_format: str | None
+    container_format: str | None
+    min_disk_gib: int
+    min_ram_mib: int
+    properties: dict[str, str]
+
+
+class Body(Protocol):
+    """An image's data: its exact length, and a fresh pass over it at each iteration."""
+
+    def __len__(self) -> int:
+        """Return the length in bytes."""
+
+    def __iter__(self) -> Iterator[bytes | bytearray]:
+        """Yield the data from byte 0."""
+
+
+def _typed(call: Callable[P, R]) -> Callable[P, R]:
+    """Turn what glanceclient and keystoneauth raise into exceptions of ours."""
+
+    @functools.wraps(call)
+    def typed(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except exc.HTTPNotFound as error:
+            raise ImageNotFound("the image does not exist") from error
+        except exc.HTTPException as error:
+            raise _of_status(int(error.code), str(error)) from error
+        except (exc.BaseException, keystone_errors.ClientException, OSError) as error:
+            LOG.warning("Glance: %s", error)
+            raise ImageServiceUnavailable("the image service cannot be reached") from error
+
+    return typed
+
+
+class ImageService:
+    """Glance with one service's credentials; thread-safe, every wait bounded."""
+
+    def __init__(self, settings: GlanceSettings) -> None:
+        self._settings = settings
+        self._schemas = _SchemaCache(self._http_client)
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(ImageServiceUnavailable),
+            stop=tenacity.stop_after_attempt(settings.num_retries + 1),
+            wait=tenacity.wait_exponential(multiplier=0.5, max=10),
+            before_sleep=tenacity.before_sleep_log(LOG, logging.WARNING),
+            reraise=True,
+        )
+
+    @_typed
+    def create(self, image_id: str, record: Mapping[str, Any]) -> Image:
+        """Create the record of an image, status `queued`; `record` as Glance's v2 API names it.
+
+        Not repeated on failure: the caller knows the id and can look.
+        Raises ImageRefused, ImageServiceUnavailable.
+        """
+        return _image(self._controller().create(id=image_id, **record))
+
+    def show(self, image_id: str) -> Image:
+        """Return an image's record. Raises ImageNotFound, ImageServiceUnavailable."""
+        return self._retrying(lambda: _image(self._get(image_id)))
+
+    def update(
+        self, image_id: str, changes: Mapping[str, Any], remove: tuple[str, ...] = ()
+    ) -> None:
+        """Set (and remove) attributes and properties of an image; the others stay."""
+        self._retrying(lambda: self._update(image_id, dict(changes), list(remove)))
+
+    def delete(self, image_id: str) -> None:
+        """Delete an image; one that is gone already is fine."""
+        try:
+            self._retrying(lambda: self._delete(image_id))
+        except ImageNotFound:
+            LOG.debug("Image %s was gone already", image_id)
+
+    def upload(self, image_id: str, body: Body) -> None:
+        """Put an image's data in one pass of `body`; not repeated here.
+
+        Raises ImageNotFound if the image was deleted meanwhile, ImageRefused,
+        ImageServiceUnavailable, and whatever iterating `body` raises.
+        """
+        client = self._http_client()
+        timeout_s = self._settings.upload_timeout_s
+        try:
+            response = client.session.put(
+                f"/v2/images/{image_id}/file",
+                data=body,
+                headers=_OCTETS | _request_id(),
+                endpoint_filter=self._endpoint_filter(),
+                endpoint_override=self._settings.endpoint_override,
+                raise_exc=False,
+                log=False,
+                connect_retries=0,
+                timeout=(timeout_s, timeout_s),
+            )
+        except (keystone_errors.ClientException, OSError) as error:
+            LOG.warning("Glance, during the upload: %s", error)
+            raise ImageServiceUnavailable("the upload to the image service broke off") from error
+        if response.status_code != _NO_CONTENT:
+            raise _of_status(response.status_code, response.reason or "no reason given")
+
+    @_typed
+    def _get(self, image_id: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self._controller().get(image_id)
+        return found
+
+    @_typed
+    def _update(self, image_id: str, changes: dict[str, Any], remove: list[str]) -> None:
+        self._controller().update(image_id, remove_props=remove, **changes)
+
+    @_typed
+    def _delete(self, image_id: str) -> None:
+        self._controller().delete(image_id)
+
+    def _controller(self) -> Any:
+        return glance_images.Controller(self._http_client(), self._schemas)
+
+    def _http_client(self) -> Any:
+        return glance_http.SessionClient(
+            session=self._settings.session,
+            endpoint_override=self._settings.endpoint_override,
+            additional_headers=_request_id(),
+            **self._endpoint_filter(),
+        )
+
+    def _endpoint_filter(self) -> dict[str, Any]:
+        return {
+            "service_type": "image",
+            "interface": list(self._settings.interfaces),
+            "region_name": self._settings.region_name,
+        }
+
+
+class _SchemaCache:
+    """glanceclient asks Glance for the image schema with each controller; once is enough."""
+
+    def __init__(self, http_client: Callable[[], Any]) -> None:
+        self._http_client = http_client
+        self._schemas: dict[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        """Return the schema `name`, asked for at most once."""
+        if name not in self._schemas:
+            self._schemas[name] = glance_schemas.Controller(self._http_client()).get(name)
+        return self._schemas[name]
+
+
+def _request_id() -> dict[str, str]:
+    bound = context.current()
+    return {"X-OpenStack-Request-ID": bound.request_id} if bound and bound.request_id else {}
+
+
+def _of_status(status: int, words: str) -> StillframeError:
+    if status in _GONE:
+        return ImageNotFound("the image was deleted meanwhile")
+    if status >= _SERVER_ERROR:
+        LOG.warning("Glance failed inside: %s", words)
+        return ImageServiceUnavailable(f"the image service failed (status {status})")
+    return ImageRefused(f"the image service refuses: {words}", status)
+
+
+#: What an image has besides its additional properties (Glance's v2 schema).
+_ATTRIBUTES = frozenset(
+    """
+    id name status owner size virtual_size os_hash_algo os_hash_value os_hidden checksum
+    disk_format container_format min_disk min_ram visibility protected tags created_at
+    updated_at file schema self locations direct_url stores members
+    """.split()  # noqa: SIM905 # as words it can be read
+)
+
+
+def _image(record: Mapping[str, Any]) -> Image:
+    return Image(
+        id=record["id"],
+        name=record.get("name"),
+        status=record["status"],
+        owner=record.get("owner"),
+        size_bytes=record.get("size"),
+        hash_algorithm=record.get("os_hash_algo"),
+        hash_value=record.get("os_hash_value"),
+        disk_format=record.get("disk_format"),
+        container_format=record.get("container_format"),
+        min_disk_gib=record.get("min_disk") or 0,
+        min_ram_mib=record.get("min_ram") or 0,
+        properties={
+            key: value
+            for key, value in record.items()
+            if key not in _ATTRIBUTES and isinstance(value, str)
+        },
+    )

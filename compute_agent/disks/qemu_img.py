@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""qemu-img as a bounded process that is never left to guess a format.
+
+Called by `capture` and `qemu_nbd`. Each call has a timeout and limits on memory
+and processor time: an image may be made by a guest, and qemu-img parses it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from oslo_concurrency import processutils
+
+from common.errors import JobFailed
+
+LOG = logging.getLogger(__name__)
+
+_TIMEOUT_S = 60.0
+_CHECK_TIMEOUT_S = 600.0
+#: What describing an image may take; Nova's own limits for the same call.
+_DESCRIBE_LIMITS = processutils.ProcessLimits(address_space=1 << 30, cpu_time=30)
+#: A check keeps every reference count in memory: 8 GiB are enough for 100 TiB of image.
+_CHECK_LIMITS = processutils.ProcessLimits(address_space=8 << 30, cpu_time=600)
+
+#: Exit status of `qemu-img check`: errors found; leaks found (harmless, space wasted).
+_CHECK_CORRUPT, _CHECK_LEAKED = 2, 3
+
+Path = str | os.PathLike[str]
+
+
+class QemuImgError(JobFailed):
+    """qemu-img failed or took too long; the log has its words."""
+
+    code = "disk_image_error"
+
+
+class UnrecordedFormat(QemuImgError):
+    """An image does not record its backing file's format, and guessing it would be unsafe."""
+
+    code = "disk_format_unrecorded"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """What an image file says of itself, sizes in bytes; `backing_file` is a full path."""
+
+    path: str
+    format: str
+    virtual_bytes: int
+    actual_bytes: int
+    backing_file: str | None = None
+    backing_format: str | None = None
+
+
+def info(path: Path, image_format: str) -> ImageInfo:
+    """Describe one image, also one that a running guest has open. Raises QemuImgError."""
+    # -U: without the image lock, for a running guest holds it.
+    arguments = ["info", "--output=json", "-U", "-f", image_format, os.fspath(path)]
+    return _image_info(json.loads(run(arguments, doing="reading an image's description")))
+
+
+def backing_chain(path: Path, image_format: str) -> list[ImageInfo]:
+    """Describe the image and each one below it, the topmost first.
+
+    Raises QemuImgError, and UnrecordedFormat if a link does not name its
+    format: QEMU would have to guess it from content that a guest may have
+    written.
+    """
+    # Looked at one by one, for qemu-img opens a whole chain before it tells
+    # that a link has no format, and it opens such a link by guessing.
+    chain = [info(path, image_format)]
+    while chain[-1].backing_file is not None:
+        below, recorded = chain[-1].backing_file, chain[-1].backing_format
+        if recorded is None:
+            LOG.error("%s does not record the format of its backing file", chain[-1].path)
+            raise UnrecordedFormat(
+                "the disk's image does not record its backing file's format; the operator can "
+                "record it with 'qemu-img rebase -u -F'"
+            )
+        if below in {image.path for image in chain}:
+            LOG.error("%s is its own backing file", below)
+            raise QemuImgError("the disk's chain of backing files is circular")
+        chain.append(info(below, recorded))
+    return chain
+
+
+def create_scratch(path: Path, size_bytes: int) -> None:
+    """Make an empty qcow2 of the virtual size `size_bytes`. Raises QemuImgError."""
+    run(
+        ["create", "-q", "-f", "qcow2", os.fspath(path), str(size_bytes)],
+        doing="making the scratch file",
+    )
+
+
+def create_overlay(path: Path, *, backing_file: Path, backing_format: str, size_bytes: int) -> None:
+    """Make an empty qcow2 that shows `backing_file` until it is written to.
+
+    The backing file is named by its full path and is not opened (`-u`), so a
+    guest may be using it. Raises QemuImgError.
+    """
+    backing = os.path.abspath(os.fspath(backing_file))
+    run(
+        ["create", "-q", "-f", "qcow2", "-u", "-F", backing_format, "-b", backing]
+        + [os.fspath(path), str(size_bytes)],
+        doing="making an overlay",
+    )
+
+
+def check(path: Path, image_format: str, *, timeout_s: float = _CHECK_TIMEOUT_S) -> None:
+    """Check an image's own tables; leaked clusters only earn a WARNING. Raises QemuImgError."""
+    try:
+        run(
+            ["check", "-q", "-f", image_format, os.fspath(path)],
+            doing="checking an image",
+            timeout_s=timeout_s,
+            limits=_CHECK_LIMITS,
+        )
+    except QemuImgError as error:
+        cause = error.__cause__
+        status = getattr(cause, "exit_code", None)
+        if status == _CHECK_LEAKED:
+            LOG.warning("%s has leaked clusters (wasted space, no error)", path)
+            return
+        if status == _CHECK_CORRUPT:
+            raise QemuImgError("the image is corrupt") from cause
+        raise
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    doing: str,
+    timeout_s: float = _TIMEOUT_S,
+    limits: processutils.ProcessLimits = _DESCRIBE_LIMITS,
+) -> str:
+    """Run qemu-img and return its output; `doing` completes the error's sentence.
+
+    Raises QemuImgError; qemu-img's own words, which name paths, go to the log only.
+    """
+    command = ["qemu-img", *arguments]
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        output, _ = processutils.execute(
+            *command, timeout=timeout_s, prlimit=limits, env_variables=environment
+        )
+    except processutils.ProcessExecutionError as error:
+        LOG.error("%s: %s", " ".join(command), (error.stderr or "").strip())
+        raise QemuImgError(f"qemu-img failed while {doing}") from error
+    except (subprocess.TimeoutExpired, OSError) as error:
+        LOG.error("%s: %s", " ".join(command), error)
+        raise QemuImgError(f"qemu-img could not be used while {doing}") from error
+    return str(output)
+
+
+def _image_info(described: dict[str, Any]) -> ImageInfo:
+    return ImageInfo(
+        path=described["filename"],
+        format=described["format"],
+        virtual_bytes=described["virtual-size"],
+        actual_bytes=described["actual-size"],
+        backing_file=described.get("full-backing-filename") or described.get("backing-filename"),
+        backing_format=described.get("backing-filename-format"),
+    )

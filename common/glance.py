@@ -98,7 +98,7 @@ class Body(Protocol):
     def __len__(self) -> int:
         """Return the length in bytes."""
 
-    def __iter__(self) -> Iterator[bytes | bytearray]:
+    def __iter__(self) -> Iterator[bytes | bytearray | memoryview]:
         """Yield the data from byte 0."""
 
 

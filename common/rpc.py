@@ -11,10 +11,15 @@ instead of being lost silently.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from oslo_service import backend as service_backend
+# futurist and oslo.service import eventlet where it is installed, though
+# nothing of ours uses it; an operator need not read its farewell at each start.
+warnings.filterwarnings("ignore", message="(?s).*Eventlet is deprecated")
+
+from oslo_service import backend as service_backend  # noqa: E402
 
 # Must come before oslo.messaging is imported, which otherwise chooses eventlet.
 service_backend.init_backend(service_backend.BackendType.THREADING)
@@ -142,3 +147,27 @@ class Client:
             raise AgentUnavailable(f"no answer to {method} in time: {timeout}") from timeout
         except (oslo_messaging.MessageDeliveryFailure, OSError) as failure:
             raise BrokerUnavailable(f"{method} could not be sent: {failure}") from failure
+
+
+class RpcService:
+    """oslo.messaging's server as one of the daemon's services."""
+
+    name = "rpc server"
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    def start(self) -> None:
+        """Begin to consume."""
+        self._server.start()
+
+    def stop(self, deadline: float) -> None:
+        """Consume no more, and let the method at work return."""
+        self._server.stop()
+        self._server.wait()
+
+
+def register_options(conf: cfg.ConfigOpts) -> None:
+    """Register `transport_url` where no transport is made (the operator's tool)."""
+    oslo_messaging.set_transport_defaults("openstack")
+    oslo_messaging.TransportURL.parse(conf)

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from oslo_config import cfg
 from oslo_log import log as oslo_log
@@ -96,7 +96,7 @@ class Agent:
             reports=self.reporter,
             directories=directories,
         )
-        server = RpcService(
+        server = rpc.RpcService(
             transport.server(
                 topic=COMPUTE_TOPIC,
                 host=settings.host,
@@ -145,24 +145,6 @@ class Agent:
         self.reporter.progress_interval_s = settings.agent.progress_interval
         self.announcer.interval_s = settings.report_interval
         self.pipeline.use(_snapshot_settings(settings))
-
-
-class RpcService:
-    """oslo.messaging's server as one of the daemon's services."""
-
-    name = "rpc server"
-
-    def __init__(self, server: Any) -> None:
-        self._server = server
-
-    def start(self) -> None:
-        """Begin to consume."""
-        self._server.start()
-
-    def stop(self, deadline: float) -> None:
-        """Consume no more, and let the method at work return."""
-        self._server.stop()
-        self._server.wait()
 
 
 def _only_agent_of(state_path: Path, host: str) -> IO[str]:

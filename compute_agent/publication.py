@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from common import clock
 from common.errors import JobCancelled, StillframeError
-from common.glance import ImageNotFound, ImageService
+from common.glance import ImageNotFound, ImageRefused, ImageService
 from common.messages import CaptureFigures
 from common.states import TaskState
 from compute_agent import upload
@@ -43,6 +43,10 @@ def describe(images: ImageService, job: Job, disk_format: str) -> None:
     the capture was like. Raises JobCancelled if the image is gone.
     """
     job.tell(TaskState.IMAGE_PENDING_UPLOAD)
+    with _deletion_cancels():
+        status = images.show(job.request.image_id).status
+    if status != "queued":
+        raise ImageRefused(f"the image is {status}; a snapshot needs one that is queued", 409)
     changes = {
         "disk_format": disk_format,
         "container_format": "bare",
@@ -109,10 +113,17 @@ def publish(images: ImageService, job: Job) -> None:
         images.update(job.request.image_id, {"stillframe_sha512": job.result.sha512})
 
 
-def discard(images: ImageService, job: Job) -> None:
-    """Delete an image that did not come to be; the API does it if Glance is away now."""
+def discard(images: ImageService, job: Job, *, began: bool) -> None:
+    """Delete an image that did not come to be; the API does it if Glance is away now.
+
+    `began` says that the upload is ours. Otherwise an `active` image is left
+    alone: the cast may have named one that was never this job's.
+    """
     try:
-        images.delete(job.request.image_id)
+        if began or images.show(job.request.image_id).status != "active":
+            images.delete(job.request.image_id)
+    except ImageNotFound:
+        return
     except StillframeError as error:
         LOG.warning("Image %s could not be deleted: %s", job.request.image_id, error)
 

@@ -51,6 +51,8 @@ class Run:
     #: time.monotonic() around the stop.
     paused_at: float = 0.0
     resumed_at: float = 0.0
+    #: The upload has begun: whatever the image holds is ours.
+    streaming: bool = False
 
 
 def prepare(run: Run) -> None:
@@ -82,6 +84,7 @@ def resume(run: Run) -> None:
 def stream(run: Run) -> None:
     """Read the frozen view once, straight into the image."""
     publication.describe(run.tools.images, run.job, run.tools.settings.image_format)
+    run.streaming = True
     publication.stream(run.tools, run.job, run.capture.export())
 
 
@@ -113,7 +116,7 @@ def run_on(run: Run) -> None:
 
 def discard_image(run: Run) -> None:
     """Undo `stream`: an image that is not whole goes."""
-    publication.discard(run.tools.images, run.job)
+    publication.discard(run.tools.images, run.job, began=run.streaming)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +160,7 @@ class Pipeline:
         try:
             run = self._begin(job)
         except BaseException:
-            publication.discard(self._tools.images, job)
+            publication.discard(self._tools.images, job, began=False)
             raise
         begun: list[Step] = []
         try:
@@ -179,7 +182,8 @@ class Pipeline:
         entry, facts = job.entry, job.entry.facts
         was_published = entry.step == "release"
         if not was_published:
-            publication.discard(self._tools.images, job)
+            began = entry.step in ("stream", "verify", "publish")
+            publication.discard(self._tools.images, job, began=began)
         guest = self._tools.hypervisor.guest(job.request.instance.uuid)
         if facts.get("pauses") and entry.step == "pause":
             LOG.warning("Resuming the guest that the interrupted job had paused")

@@ -3,21 +3,27 @@
 
 A broken upload is repeated on the same image id, from byte 0 of the same
 frozen export, a bounded number of times: never a tail, never a silent success.
+Called by `publication`; it calls `common.glance` and the pump it is given.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from common.errors import StillframeError, VerifyFailed
-from common.glance import ImageRefused, ImageService, ImageServiceUnavailable
-from compute_agent.stream.pump import Digest, Pump
+from common.glance import ImageNotFound, ImageRefused, ImageService, ImageServiceUnavailable
+from compute_agent.stream.pump import Digest, Pump, Stopped
 
 LOG = logging.getLogger(__name__)
 
 _BACKOFF_S = (1.0, 3.0, 10.0, 30.0)
+#: How long Glance may take to notice that an upload broke off.
+_SETTLE_TIMEOUT_S = 60.0
+_SETTLE_LOOK_S = 1.0
 _CONFLICT = 409
+_GONE = frozenset({"deleted", "pending_delete", "killed"})
 
 
 def upload(
@@ -30,6 +36,8 @@ def upload(
     """
     for attempt in range(retries + 1):
         try:
+            if attempt and _has_arrived(images, image_id, pump, stopped):
+                return pump.digest
             images.upload(image_id, pump)
             return pump.digest
         except (ImageServiceUnavailable, ImageRefused) as error:
@@ -44,7 +52,9 @@ def upload(
                 retries + 1,
                 wait_s,
             )
-            stopped.wait(wait_s)
+        finally:
+            pump.end()
+        _pause(wait_s, stopped)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -69,3 +79,29 @@ def verify(images: ImageService, image_id: str, digest: Digest) -> None:
 def _worth_repeating(error: StillframeError) -> bool:
     """Glance holds a broken upload's image for a moment and answers 409 meanwhile."""
     return not isinstance(error, ImageRefused) or error.status == _CONFLICT
+
+
+def _has_arrived(images: ImageService, image_id: str, pump: Pump, stopped: threading.Event) -> bool:
+    """Look where a broken upload has left the image; wait while Glance has not noticed the break.
+
+    True if every byte had arrived and only the answer was lost. Raises
+    ImageNotFound if the image is gone, ImageRefused if it holds other data.
+    """
+    deadline = time.monotonic() + _SETTLE_TIMEOUT_S
+    while True:
+        image = images.show(image_id)
+        if image.status in _GONE:
+            raise ImageNotFound("the image was deleted meanwhile")
+        if image.status == "active":
+            if pump.is_complete and image.size_bytes == pump.digest.size_bytes:
+                LOG.info("Image %s had arrived whole; only the answer was lost", image_id)
+                return True
+            raise ImageRefused("the image got its data from somebody else")
+        if image.status == "queued" or time.monotonic() >= deadline:
+            return False
+        _pause(_SETTLE_LOOK_S, stopped)
+
+
+def _pause(seconds: float, stopped: threading.Event) -> None:
+    if stopped.wait(seconds):
+        raise Stopped("the snapshot was told to stop")

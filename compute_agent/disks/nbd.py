@@ -16,6 +16,7 @@ the NBD project's proto.md.
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import socket
 import struct
@@ -123,7 +124,6 @@ class NbdClient:
         self._name = export_name
         self._cookie = 0
         self._contexts: dict[int, str] = {}
-        self._usable = False
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._connect(os.fspath(socket_path), timeout_s)
@@ -131,7 +131,6 @@ class NbdClient:
         except BaseException:
             self._socket.close()
             raise
-        self._usable = True
 
     def __enter__(self) -> Self:
         return self
@@ -174,32 +173,25 @@ class NbdClient:
         finished: set[int] = set()
         self._fill(waiting, in_flight)
         while in_flight:
-            self._usable = False
             while in_flight[0].cookie not in finished:
                 self._receive_data(in_flight, finished)
             first = in_flight.popleft()
             finished.discard(first.cookie)
-            self._usable = not in_flight
             yield first.buffer
             self._fill(waiting, in_flight)
 
     def abort(self) -> None:
         """Break the connection from another thread: whatever waits on it fails at once."""
-        try:
+        with contextlib.suppress(OSError):  # already gone: nothing waits on it
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return  # never connected, or already gone: nothing waits on it
 
     def close(self) -> None:
         """Say goodbye, if there is still somebody who listens, and close the socket."""
         if self._socket.fileno() < 0:
             return
-        try:
+        with contextlib.suppress(NbdError):  # nobody listens any more
             self._request(_CMD_DISCONNECT, 0, 0)
-        except NbdError:
-            self._usable = False
-        finally:
-            self._socket.close()
+        self._socket.close()
 
     # The handshake.
 
@@ -283,6 +275,8 @@ class NbdClient:
             if piece is None:
                 return
             offset, length = piece
+            if length > self.max_read_bytes:
+                raise ValueError(f"a read has {self.max_read_bytes} bytes at most, not {length}")
             buffer = bytearray(length)
             in_flight.append(_Read(self._request(_CMD_READ, offset, length), offset, buffer))
             total += length
@@ -317,13 +311,15 @@ class NbdClient:
             data = self._receive(chunk.length)
             if chunk.cookie != cookie:
                 raise NbdProtocolError("the NBD server answered a request that was never made")
-            if chunk.kind == _CHUNK_BLOCK_STATUS:
-                if self._contexts.get(struct.unpack(">I", data[:4])[0]) == context:
-                    found = list(struct.iter_unpack(">II", data[4:]))
+            if chunk.kind == _CHUNK_BLOCK_STATUS and self._context_of(data) == context:
+                found = list(struct.iter_unpack(">II", data[4:]))
             done = chunk.done
         if not found or not all(size for size, _ in found):
             raise NbdProtocolError("the NBD server sent an empty block map")
         return found
+
+    def _context_of(self, data: bytes) -> str | None:
+        return self._contexts.get(struct.unpack(">I", data[:4])[0])
 
     def _receive_chunk(self) -> _Chunk:
         """Receive a reply's head; raise NbdReadFailed if it is an error's."""

@@ -21,8 +21,8 @@ from common.errors import JobFailed
 
 LOG = logging.getLogger(__name__)
 
-_TIMEOUT_S = 60.0
-_CHECK_TIMEOUT_S = 600.0
+_TIMEOUT_S = 60
+_CHECK_TIMEOUT_S = 600
 #: What describing an image may take; Nova's own limits for the same call.
 _DESCRIBE_LIMITS = processutils.ProcessLimits(address_space=1 << 30, cpu_time=30)
 #: A check keeps every reference count in memory: 8 GiB are enough for 100 TiB of image.
@@ -106,13 +106,15 @@ def create_overlay(path: Path, *, backing_file: Path, backing_format: str, size_
     """
     backing = os.path.abspath(os.fspath(backing_file))
     run(
-        ["create", "-q", "-f", "qcow2", "-u", "-F", backing_format, "-b", backing]
-        + [os.fspath(path), str(size_bytes)],
+        [
+            *("create", "-q", "-f", "qcow2", "-u", "-F", backing_format, "-b", backing),
+            *(os.fspath(path), str(size_bytes)),
+        ],
         doing="making an overlay",
     )
 
 
-def check(path: Path, image_format: str, *, timeout_s: float = _CHECK_TIMEOUT_S) -> None:
+def check(path: Path, image_format: str, *, timeout_s: int = _CHECK_TIMEOUT_S) -> None:
     """Check an image's own tables; leaked clusters only earn a WARNING. Raises QemuImgError."""
     try:
         run(
@@ -136,7 +138,7 @@ def run(
     arguments: Sequence[str],
     *,
     doing: str,
-    timeout_s: float = _TIMEOUT_S,
+    timeout_s: int = _TIMEOUT_S,
     limits: processutils.ProcessLimits = _DESCRIBE_LIMITS,
 ) -> str:
     """Run qemu-img and return its output; `doing` completes the error's sentence.

@@ -1,40 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
 """Moves an image from its export to whoever sends it, hashing on the way.
 
-A reader thread keeps a bounded amount ready, so that reading and sending
-overlap; hashing happens in the reader (hashlib lets other threads run). A Pump
-is an HTTP body: it has the exact length, and each iteration starts at byte 0
-with a fresh hash, so a broken upload is simply iterated again.
+    reader thread: source → format → throttle │ hash thread: sha512 │ caller: sends
+
+The three overlap, each a bounded number of bytes ahead of the next. A Pump is
+an HTTP body: it has the exact length, and each iteration starts at byte 0 with
+a connection and a hash of its own, so a broken upload is simply iterated again.
+Made and sent by the job's pipeline (`upload`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from common.errors import StillframeError
+from common.errors import JobCancelled, JobFailed
+from compute_agent.disks.nbd import ALLOCATION_CONTEXT, Extent
+from compute_agent.stream.ahead import Ahead, Buffer
 from compute_agent.stream.extents import Source
-from compute_agent.stream.throttle import Throttle
+from compute_agent.stream.progress import Meter, Progress
+from compute_agent.stream.throttle import Lease, Throttle
 
-#: Buffers (of at most 1 MiB) that the reader may be ahead of the sender.
-_AHEAD = 8
-_LOOK_S = 0.2
+__all__ = ["Digest", "Layout", "Progress", "Pump", "Stopped", "UnexpectedLength"]
+
+#: What each thread may be ahead of the next. Two seconds of the usual rate limit
+#: would be 400 MB; 16 MiB are enough to never wait for one another's system calls.
+_AHEAD_BYTES = 16 << 20
+_PROGRESS_INTERVAL_S = 0.5
 
 
 class Layout(Protocol):
-    """An image format at work: Qcow2Layout or RawLayout."""
+    """An image laid out before its first byte is sent; it may be streamed more than once."""
 
+    #: Glance's word for the format.
     disk_format: str
+    #: Exact length of the image, in bytes.
     length_bytes: int
+    #: Size of the disk that a guest sees, in bytes.
+    virtual_bytes: int
+    #: Bytes that are read from the source.
     data_bytes: int
 
-    def stream(self, source: Source) -> Iterator[bytes | bytearray]:
-        """Yield the whole image."""
+    def stream(self, source: Source) -> Iterator[Buffer]:
+        """Yield the whole image, reading `source` once, in order."""
+
+
+class Stopped(JobCancelled):
+    """The pass was told to stop; the one who did knows why."""
+
+
+class UnexpectedLength(JobFailed):
+    """The image came out longer or shorter than its layout had promised: a defect of ours."""
+
+    code = "unexpected_length"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,38 +66,12 @@ class Digest:
     sha512: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a pass is; `rate_bytes_s` is its mean so far."""
-
-    bytes_done: int
-    bytes_total: int
-    rate_bytes_s: float
-
-    @property
-    def percent(self) -> int:
-        """Share of the whole, 0 to 100."""
-        return self.bytes_done * 100 // self.bytes_total if self.bytes_total else 100
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds left at this rate; None before there is one."""
-        if not self.rate_bytes_s:
-            return None
-        return (self.bytes_total - self.bytes_done) / self.rate_bytes_s
-
-
-class Stopped(StillframeError):
-    """The pass was told to stop; the one who did knows why."""
-
-    code = "stopped"
-
-
 class Pump:
     """The body of an upload. `open_source` is called anew for every pass.
 
-    `on_progress` is called for each buffer that was handed over, in the
-    sender's thread. When `stopped` is set, the pass ends with Stopped.
+    `on_progress` is called about every `progress_interval_s` and at the end, in
+    the sender's thread. When `stopped` is set, the pass ends with Stopped
+    within a second, unless the sender itself stands still.
     """
 
     def __init__(
@@ -87,47 +82,62 @@ class Pump:
         throttle: Throttle,
         stopped: threading.Event,
         on_progress: Callable[[Progress], None] = lambda _: None,
+        progress_interval_s: float = _PROGRESS_INTERVAL_S,
     ) -> None:
         self._open_source = open_source
         self._layout = layout
         self._throttle = throttle
         self._stopped = stopped
         self._on_progress = on_progress
+        self._progress_interval_s = progress_interval_s
         self._digest: Digest | None = None
+        self._pass: _Pass | None = None
 
     def __len__(self) -> int:
         """Return the exact length in bytes (requests makes it Content-Length)."""
         return self._layout.length_bytes
 
-    def __iter__(self) -> Iterator[bytes | bytearray]:
+    def __iter__(self) -> Iterator[Buffer]:
         """Yield the whole image, from byte 0; raise Stopped or whatever reading raised."""
+        self.end()
         self._digest = None
-        began, done = time.monotonic(), 0
-        reader = _Reader(self._open_source, self._layout, self._throttle, self._stopped)
+        meter = Meter(len(self), self._on_progress, interval_s=self._progress_interval_s)
+        self._pass = one = _Pass(self._open_source, self._layout, self._throttle, self._stopped)
+        done = 0
         try:
-            for buffer in reader.buffers():
-                yield buffer
+            for buffer in one.buffers():
                 done += len(buffer)
-                rate = done / max(time.monotonic() - began, 1e-6)
-                self._on_progress(
-                    Progress(
-                        bytes_done=done, bytes_total=self._layout.length_bytes, rate_bytes_s=rate
-                    )
-                )
+                if done > len(self):
+                    break
+                yield buffer
+                meter.add(len(buffer))
         finally:
-            reader.end()
-        self._digest = Digest(size_bytes=done, sha512=reader.sha512())
+            one.end()
+        if done != len(self):
+            raise UnexpectedLength(f"the image has {done} bytes where {len(self)} were promised")
+        self._digest = Digest(size_bytes=done, sha512=one.sha512())
 
     @property
     def digest(self) -> Digest:
         """What the last pass, which must have been whole, consisted of."""
         if self._digest is None:
-            raise StillframeError("the image was not read to its end")
+            raise JobFailed("the image was not read to its end")
         return self._digest
 
+    @property
+    def is_complete(self) -> bool:
+        """The last pass went to its end, so there is a digest."""
+        return self._digest is not None
 
-class _Reader:
-    """One pass's reading thread, at most _AHEAD buffers before the sender."""
+    def end(self) -> None:
+        """End a pass that nobody iterates any more (its sender failed); harmless otherwise."""
+        unfinished, self._pass = self._pass, None
+        if unfinished is not None:
+            unfinished.end()
+
+
+class _Pass:
+    """The two threads of one pass."""
 
     def __init__(
         self,
@@ -138,63 +148,68 @@ class _Reader:
     ) -> None:
         self._open_source = open_source
         self._layout = layout
-        self._throttle = throttle
+        self._lease = throttle.lease(stopped)
         self._stopped = stopped
-        self._abandoned = threading.Event()
+        self._source: Source | None = None
         self._hash = hashlib.sha512()
-        self._queue: queue.Queue[bytes | bytearray | BaseException | None] = queue.Queue(_AHEAD)
-        self._thread = threading.Thread(target=self._run, name="stream-reader", daemon=True)
-        self._thread.start()
+        self._reader = self._ahead(self._read(), "stream-read")
+        self._hasher = self._ahead(self._hashed(), "stream-hash")
 
-    def buffers(self) -> Iterator[bytes | bytearray]:
-        """Yield what the thread has read; errors travel from there to here."""
-        while True:
-            try:
-                item = self._queue.get(timeout=_LOOK_S)
-            except queue.Empty:
-                self._raise_if_stopped()
-                continue
-            self._raise_if_stopped()
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    def end(self) -> None:
-        """Let the thread go, whether it is through or not."""
-        self._abandoned.set()
-        self._thread.join()
+    def buffers(self) -> Iterator[Buffer]:
+        """Return the image's buffers as they come out of the hash."""
+        return iter(self._hasher)
 
     def sha512(self) -> str:
-        """Return the hash of all that was read, in hex."""
+        """Return the hash of all that came through, in hex."""
         return self._hash.hexdigest()
+
+    def end(self) -> None:
+        """Let both threads go, waiting for neither the disk nor the throttle."""
+        self._reader.abandon()
+        if self._source is not None:
+            self._source.abort()
+        self._hasher.end()
+        self._reader.end()
+
+    def _ahead(self, produce: Iterator[Buffer], name: str) -> Ahead:
+        return Ahead(produce, limit_bytes=_AHEAD_BYTES, check=self._raise_if_stopped, name=name)
+
+    def _read(self) -> Iterator[Buffer]:
+        self._source = source = self._open_source()
+        try:
+            yield from self._layout.stream(_Paced(source, self._lease))
+        finally:
+            source.close()
+
+    def _hashed(self) -> Iterator[Buffer]:
+        for buffer in self._reader:
+            self._hash.update(buffer)
+            yield buffer
 
     def _raise_if_stopped(self) -> None:
         if self._stopped.is_set():
-            raise Stopped("the stream was told to stop")
+            raise Stopped("the snapshot was told to stop")
 
-    def _run(self) -> None:
-        try:
-            source = self._open_source()
-            try:
-                for buffer in self._layout.stream(source):
-                    self._throttle.pace(len(buffer), self._stopped)
-                    self._hash.update(buffer)
-                    if not self._put(buffer):
-                        return
-            finally:
-                source.close()
-            self._put(None)
-        except BaseException as error:
-            self._put(error)
 
-    def _put(self, item: bytes | bytearray | BaseException | None) -> bool:
-        """Hand over an item; False when nobody will take it any more."""
-        while not self._abandoned.is_set():
-            try:
-                self._queue.put(item, timeout=_LOOK_S)
-            except queue.Full:
-                continue
-            return True
-        return False
+class _Paced:
+    """A source whose reads go through a throttle's lease."""
+
+    def __init__(self, source: Source, lease: Lease) -> None:
+        self.size_bytes = source.size_bytes
+        self._source = source
+        self._lease = lease
+
+    def extents(self, context: str = ALLOCATION_CONTEXT) -> Iterator[Extent]:
+        return self._source.extents(context)
+
+    def read_in_order(self, pieces: Iterable[tuple[int, int]]) -> Iterator[bytearray]:
+        for buffer in self._source.read_in_order(pieces):
+            if not self._lease.take(len(buffer)):
+                raise Stopped("the snapshot was told to stop")
+            yield buffer
+
+    def abort(self) -> None:
+        self._source.abort()
+
+    def close(self) -> None:
+        self._source.close()

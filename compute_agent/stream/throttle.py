@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bound on what all jobs of a host read together, in bytes a second.
 
-A pacer rather than a bucket: each grant moves the time at which the next one
-is due, so that jobs take turns and share fairly without knowing of each other.
+A token bucket. Each job takes through a lease of its own, in portions of equal
+size that are served in the order of asking: so jobs share byte for byte,
+whether they read large pieces or small ones. Called by `pump`.
 """
 
 from __future__ import annotations
@@ -11,33 +12,98 @@ import threading
 import time
 from collections.abc import Callable
 
-#: How far behind its schedule the pacer may catch up, in seconds.
+#: One turn of a job. Reads are of this size where the disk is not shattered.
+_PORTION_BYTES = 1 << 20
+#: What an idle bucket holds, in seconds of its rate.
 _BURST_S = 0.1
+#: A changed rate takes effect for those who wait already within this time.
+_LOOK_S = 0.1
+
+Wait = Callable[[threading.Event, float], bool]
 
 
 class Throttle:
-    """Shared by all jobs of a host; thread-safe. A rate of 0 is no limit."""
+    """Shared by all jobs of a host; thread-safe. A rate of 0 is no limit.
 
-    def __init__(self, rate_bytes_s: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+    `clock` returns seconds; `wait(event, seconds)` waits for the event that
+    long at the most and tells whether it is set.
+    """
+
+    def __init__(
+        self,
+        rate_bytes_s: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Wait = threading.Event.wait,
+    ) -> None:
         self._clock = clock
+        self._wait = wait
         self._lock = threading.Lock()
         self._rate_bytes_s = rate_bytes_s
-        self._due = clock()
+        self._looked_at = clock()
+        #: Bytes that were ever asked for, and that were ever allowed.
+        self._asked = 0
+        self._allowed = 0.0
+
+    @property
+    def rate_bytes_s(self) -> int:
+        """The rate in force."""
+        return self._rate_bytes_s
 
     def set_rate(self, rate_bytes_s: int) -> None:
-        """Change the rate for every grant from now on."""
+        """Change the rate, also for those who wait."""
         with self._lock:
+            self._refill()
             self._rate_bytes_s = rate_bytes_s
-            self._due = min(self._due, self._clock())
 
-    def pace(self, count_bytes: int, stopped: threading.Event) -> None:
-        """Wait until `count_bytes` more may pass; return at once when `stopped` is set."""
+    def lease(self, stopped: threading.Event) -> Lease:
+        """Return one job's share; its waits end at once when `stopped` is set."""
+        return Lease(self, stopped)
+
+    def _take(self, count_bytes: int, stopped: threading.Event) -> bool:
+        """Wait for one portion; False if `stopped` was set meanwhile."""
         with self._lock:
+            self._refill()
+            self._asked += count_bytes
+            mine = self._asked
+        while (left_s := self._seconds_until(mine)) > 0:
+            if self._wait(stopped, min(left_s, _LOOK_S)):
+                with self._lock:
+                    self._allowed += count_bytes  # those behind move up
+                return False
+        return True
+
+    def _seconds_until(self, mark: int) -> float:
+        with self._lock:
+            self._refill()
             if not self._rate_bytes_s:
-                return
-            now = self._clock()
-            begin = max(self._due, now - _BURST_S)
-            self._due = begin + count_bytes / self._rate_bytes_s
-            wait_s = begin - now
-        if wait_s > 0:
-            stopped.wait(wait_s)
+                return 0.0
+            return (mark - self._allowed) / self._rate_bytes_s
+
+    def _refill(self) -> None:
+        now = self._clock()
+        full = self._asked + self._rate_bytes_s * _BURST_S
+        if self._rate_bytes_s:
+            gained = (now - self._looked_at) * self._rate_bytes_s
+            self._allowed = min(self._allowed + gained, full)
+        else:
+            self._allowed = full
+        self._looked_at = now
+
+
+class Lease:
+    """One job's share of a Throttle; for one thread."""
+
+    def __init__(self, throttle: Throttle, stopped: threading.Event) -> None:
+        self._throttle = throttle
+        self._stopped = stopped
+        self._owed_bytes = 0
+
+    def take(self, count_bytes: int) -> bool:
+        """Wait until `count_bytes` more may pass; False at once when the job was stopped."""
+        self._owed_bytes += count_bytes
+        while self._owed_bytes >= _PORTION_BYTES:
+            self._owed_bytes -= _PORTION_BYTES
+            if not self._throttle._take(_PORTION_BYTES, self._stopped):
+                return False
+        return not self._stopped.is_set()

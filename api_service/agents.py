@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which agents live: the one place that knows how long a silence means death."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from api_service.store.inventory import Inventory
+from api_service.store.records import Agent
+from common import clock
+from common.errors import AgentUnavailable
+from common.messages import RPC_VERSION
+
+
+class Agents:
+    """The agents of the cloud, by their heartbeats."""
+
+    def __init__(self, inventory: Inventory, down_after_s: float) -> None:
+        self._inventory = inventory
+        self._down_after = dt.timedelta(seconds=down_after_s)
+
+    def is_up(self, agent: Agent) -> bool:
+        """Tell whether the agent was heard of lately."""
+        return clock.now() - agent.last_seen_at <= self._down_after
+
+    def all(self) -> list[Agent]:
+        """Return every agent ever seen."""
+        return self._inventory.agents()
+
+    def live_hosts(self) -> frozenset[str]:
+        """Return the hosts whose agent is up."""
+        return frozenset(agent.host for agent in self.all() if self.is_up(agent))
+
+    def require_up(self, host: str) -> None:
+        """Raise AgentUnavailable, in a tenant's words, unless the host's agent can take a job."""
+        agent = self._inventory.agent(host)
+        if agent is None or not self.is_up(agent):
+            raise AgentUnavailable(
+                "the compute agent of this instance's host is not up; try again when it is"
+            )
+        if agent.rpc_version.partition(".")[0] != RPC_VERSION.partition(".")[0]:
+            raise AgentUnavailable(
+                "the compute agent of this instance's host speaks another version "
+                f"({agent.rpc_version}, this API {RPC_VERSION}); the operator must upgrade one"
+            )

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The composition root of the API, and the place to start reading.
+
+ROUTES says what answers each URL, PIPELINE what happens to a request before
+that. `make_parts` wires everything from CONF, which nothing below reads;
+`cmd`, `wsgi` and `manage` call it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import falcon
+from oslo_config import cfg
+from oslo_db import options as db_options
+from sqlalchemy import text
+
+from api_service import faults, middleware
+from api_service.agent_client import AgentClient
+from api_service.agents import Agents
+from api_service.dispatcher import Dispatcher
+from api_service.policies import Authorizer
+from api_service.resources.actions import ServerAction
+from api_service.resources.flavors import Flavors, FlavorsDetail, FlavorShow
+from api_service.resources.operations import ComputeServices, Job, Jobs
+from api_service.resources.servers import Server, Servers, ServersDetail
+from api_service.resources.services import Resource, Services
+from api_service.resources.versions import Health, OldVersionDocument, Root, VersionDocument
+from api_service.snapshots import Snapshots
+from api_service.store.engine import Database
+from api_service.store.inventory import Inventory
+from api_service.store.ledger import Ledger
+from common import broker, conf, rpc
+from common.glance import ImageService
+from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
+
+#: URL template, what answers it, and the suffix of its methods where one class answers two URLs.
+ROUTES: tuple[tuple[str, type[Resource], str | None], ...] = (
+    ("/", Root, None),
+    ("/healthcheck", Health, None),
+    ("/v2", OldVersionDocument, None),
+    ("/v2.1", VersionDocument, None),
+    ("/v2.1/servers", Servers, None),
+    ("/v2.1/servers/detail", ServersDetail, None),
+    ("/v2.1/servers/{server_id}", Server, None),
+    ("/v2.1/servers/{server_id}/action", ServerAction, None),
+    ("/v2.1/flavors", Flavors, None),
+    ("/v2.1/flavors/detail", FlavorsDetail, None),
+    ("/v2.1/flavors/{flavor_id}", FlavorShow, None),
+    ("/v2.1/flavors/{flavor_id}/os-extra_specs", FlavorShow, "extra_specs"),
+    ("/v2.1/os-services", ComputeServices, None),
+    ("/v1/jobs", Jobs, None),
+    ("/v1/jobs/{job_id}", Job, None),
+)
+
+#: From the outside in: the log line sees everything, the resource only what passed the rest.
+PIPELINE: tuple[type[Any], ...] = (
+    middleware.RequestIds,
+    middleware.RequestLog,
+    middleware.Microversions,
+    middleware.NoIdentity,
+)
+
+_RPC_TIMEOUT_S = 30.0
+_BROKER_TIMEOUT_S = 3.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The wired API: what the daemon runs and the WSGI application serves."""
+
+    database: Database
+    ledger: Ledger
+    inventory: Inventory
+    agents: Agents
+    images: ImageService
+    dispatcher: Dispatcher
+    transport: rpc.Transport
+    application: falcon.App[Any, Any]
+
+
+def make_parts(settings: cfg.ConfigOpts) -> Parts:
+    """Wire the API; raise ConfigurationError if an option or the database's schema cannot work."""
+    database = make_database(settings)
+    database.require_current()
+    ledger, inventory = Ledger(database), Inventory(database)
+    agents = Agents(inventory, settings.service_down_time)
+    images = ImageService(conf.glance.settings(settings))
+    transport = rpc.Transport(settings)
+    client = transport.client(topic=COMPUTE_TOPIC, version=RPC_VERSION, timeout_s=_RPC_TIMEOUT_S)
+    dispatcher = Dispatcher(ledger, AgentClient(client))
+    services = Services(
+        authorizer=Authorizer(settings),
+        inventory=inventory,
+        ledger=ledger,
+        agents=agents,
+        snapshots=Snapshots(
+            ledger=ledger,
+            agents=agents,
+            images=images,
+            accept_timeout_s=settings.api.job_accept_timeout,
+        ),
+        dispatcher=dispatcher,
+        health_checks={
+            "database": lambda: _look_at_database(database),
+            "broker": lambda: check_broker(settings, []),
+        },
+        link_prefix=settings.api.compute_link_prefix,
+        max_limit=settings.api.max_limit,
+    )
+    return Parts(
+        database=database,
+        ledger=ledger,
+        inventory=inventory,
+        agents=agents,
+        images=images,
+        dispatcher=dispatcher,
+        transport=transport,
+        application=make_application(services),
+    )
+
+
+def make_application(services: Services) -> falcon.App[Any, Any]:
+    """Return the WSGI application over `services`."""
+    application = falcon.App(middleware=[one() for one in PIPELINE])
+    application.req_options.strip_url_path_trailing_slash = True
+    application.add_error_handler(Exception, faults.handle)
+    for url, resource, suffix in ROUTES:
+        application.add_route(url, resource(services), suffix=suffix)
+    return application
+
+
+def make_database(settings: cfg.ConfigOpts) -> Database:
+    """Return the database of `[database] connection`, by default SQLite in `state_path`."""
+    register_database_options(settings)
+    group = settings.database
+    connection = group.connection or f"sqlite:///{settings.state_path}/api.sqlite"
+    return Database(
+        connection,
+        max_retries=group.max_retries,
+        retry_interval=group.retry_interval,
+        connection_recycle_time=group.connection_recycle_time,
+        max_pool_size=group.max_pool_size,
+        max_overflow=group.max_overflow,
+        pool_timeout=group.pool_timeout,
+    )
+
+
+def register_database_options(settings: cfg.ConfigOpts) -> None:
+    """Register oslo.db's options (harmless when done twice)."""
+    settings.register_opts(db_options.database_opts, group="database")
+
+
+def check_broker(settings: cfg.ConfigOpts, hosts: list[str]) -> broker.BrokerReport:
+    """Look at the broker, the API's queue and the queues of `hosts`."""
+    queues = broker.agent_queues(hosts) if hosts else [API_TOPIC]
+    return broker.check(settings.transport_url, queues, _BROKER_TIMEOUT_S)
+
+
+def _look_at_database(database: Database) -> None:
+    with database.read() as session:
+        session.execute(text("SELECT 1"))

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be wrong with a request, besides the tree of `common.errors`.
+
+    ApiError                 base
+    ├── BadRequest           body, header or parameter is wrong; the message names it
+    ├── Unauthenticated      no identity came along
+    ├── Forbidden            the policy says no
+    ├── NotFound             nothing is there under this URL, for this caller
+    ├── VersionUnsupported   a microversion that this API does not speak
+    ├── Conflict             the state of the thing excludes the request now
+    └── RequestTooLarge      the body is longer than any honest one
+
+`faults` turns them into Nova's fault bodies.
+"""
+
+from __future__ import annotations
+
+from common.errors import StillframeError
+
+
+class ApiError(StillframeError):
+    """Base of what only the REST side raises."""
+
+    code = "api_error"
+
+
+class BadRequest(ApiError):
+    """The caller sent something that cannot be understood; the message names it."""
+
+    code = "bad_request"
+
+
+class Unauthenticated(ApiError):
+    """The request carries no identity that can be believed."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(ApiError):
+    """The policy does not let this caller do this."""
+
+    code = "forbidden"
+
+
+class NotFound(ApiError):
+    """What the URL names does not exist, or not for this caller."""
+
+    code = "not_found"
+
+
+class VersionUnsupported(ApiError):
+    """The microversion asked for lies outside of what this API speaks."""
+
+    code = "version_unsupported"
+
+
+class Conflict(ApiError):
+    """The state of the named thing excludes the request now."""
+
+    code = "conflict"
+
+
+class RequestTooLarge(ApiError):
+    """The body is larger than any request of ours can be."""
+
+    code = "request_too_large"

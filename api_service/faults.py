@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From exceptions to Nova's fault bodies: `{"<name>": {"code": N, "message": ...}}`.
+
+FAULTS is looked up along an exception's class hierarchy, so each leaf has a
+fault; what is not in it at all is a defect of ours, told to the log in full and
+to the client as Nova words it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import falcon
+
+from api_service import errors as api
+from common import errors as common
+from common import glance
+
+LOG = logging.getLogger(__name__)
+
+_RETRY_AFTER_S = 5
+_UNEXPECTED = (
+    "Unexpected API Error. Please report this with the request id to the operator of this cloud."
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """How one kind of failure is told."""
+
+    status: int
+    name: str
+    retry_after_s: int | None = None
+
+
+BAD_REQUEST = Fault(status=400, name="badRequest")
+NOT_FOUND = Fault(status=404, name="itemNotFound")
+CONFLICT = Fault(status=409, name="conflictingRequest")
+UNAVAILABLE = Fault(status=503, name="serviceUnavailable", retry_after_s=_RETRY_AFTER_S)
+INTERNAL = Fault(status=500, name="computeFault")
+
+FAULTS: dict[type[Exception], Fault] = {
+    api.BadRequest: BAD_REQUEST,
+    api.Unauthenticated: Fault(status=401, name="unauthorized"),
+    api.Forbidden: Fault(status=403, name="forbidden"),
+    api.NotFound: NOT_FOUND,
+    api.VersionUnsupported: Fault(status=406, name="computeFault"),
+    api.Conflict: CONFLICT,
+    api.RequestTooLarge: Fault(status=413, name="overLimit"),
+    common.ConfigurationError: UNAVAILABLE,
+    common.MalformedMessage: BAD_REQUEST,
+    common.UnsupportedRpcVersion: CONFLICT,
+    common.InstanceNotFound: NOT_FOUND,
+    common.InstanceBusy: CONFLICT,
+    common.AgentUnavailable: CONFLICT,
+    common.BrokerUnavailable: UNAVAILABLE,
+    common.JobFailed: CONFLICT,
+    glance.ImageNotFound: NOT_FOUND,
+    glance.ImageServiceUnavailable: UNAVAILABLE,
+    glance.ImageRefused: BAD_REQUEST,
+}
+
+#: What Glance refuses, told as Nova tells it.
+_REFUSED_BY_GLANCE = {
+    401: UNAVAILABLE,
+    403: Fault(status=403, name="forbidden"),
+    409: CONFLICT,
+    413: Fault(status=403, name="forbidden"),
+}
+
+
+def fault_of(error: Exception) -> Fault:
+    """Return how an exception is told."""
+    if isinstance(error, glance.ImageRefused):
+        return _REFUSED_BY_GLANCE.get(error.status, BAD_REQUEST)
+    return next((FAULTS[kind] for kind in type(error).__mro__ if kind in FAULTS), INTERNAL)
+
+
+def handle(
+    request: falcon.Request, response: falcon.Response, error: Exception, _params: object
+) -> None:
+    """Falcon's error handler for everything that is raised."""
+    if isinstance(error, falcon.HTTPStatus):
+        raise error
+    if isinstance(error, falcon.HTTPError):
+        _tell(response, _of_falcon(error), _words_of_falcon(error))
+        return
+    fault = fault_of(error)
+    if fault is INTERNAL:
+        LOG.exception("%s %s failed in an unforeseen way", request.method, request.path)
+        _tell(response, fault, _UNEXPECTED)
+        return
+    LOG.info("%s %s refused with %d: %s", request.method, request.path, fault.status, error)
+    _tell(response, fault, str(error))
+
+
+def _tell(response: falcon.Response, fault: Fault, message: str) -> None:
+    response.status = fault.status
+    response.media = {fault.name: {"code": fault.status, "message": message}}
+    if fault.retry_after_s is not None:
+        response.set_header("Retry-After", str(fault.retry_after_s))
+    if fault.status == falcon.http_status_to_code(falcon.HTTP_401):
+        response.set_header("WWW-Authenticate", 'Keystone uri="noauth"')
+
+
+def _of_falcon(error: falcon.HTTPError) -> Fault:
+    status = falcon.http_status_to_code(error.status)
+    # Nova answers a wrong method on a known route with 404, too.
+    known = {400: BAD_REQUEST, 404: NOT_FOUND, 405: NOT_FOUND, 413: FAULTS[api.RequestTooLarge]}
+    return known.get(status, Fault(status=status, name="computeFault"))
+
+
+def _words_of_falcon(error: falcon.HTTPError) -> str:
+    if falcon.http_status_to_code(error.status) in (404, 405):
+        return "The resource could not be found."
+    return error.description or error.title or "The request could not be understood."

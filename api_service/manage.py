@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`stillframe-manage`: what the operator does by hand.
+
+stillframe-manage db sync|version     the database's schema
+stillframe-manage broker check        RabbitMQ, and who listens on which queue
+stillframe-manage job list|show ID    the ledger
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from oslo_config import cfg
+from oslo_db import exception as db_errors
+
+from api_service import views
+from api_service.app import check_broker, make_database
+from api_service.store import engine
+from api_service.store.inventory import Inventory
+from api_service.store.ledger import Ledger
+from common import conf, daemon, rpc
+from common.errors import StillframeError
+
+PROG = "stillframe-manage"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the process's exit code."""
+    conf.CONF.register_cli_opt(cfg.SubCommandOpt("command", handler=_add_commands))
+    try:
+        settings = conf.load(sys.argv[1:] if argv is None else argv, PROG)
+        rpc.register_options(settings)
+        run: Command = settings.command.run
+        return run(settings)
+    except (StillframeError, cfg.Error, db_errors.DBError) as error:
+        return daemon.fail(f"{PROG}: {error}")
+
+
+def db_sync(settings: cfg.ConfigOpts) -> int:
+    """Bring the schema to this release's version."""
+    database = make_database(settings)
+    before = database.version()
+    database.sync()
+    _say(f"Database schema: {before or 'empty'} -> {database.version()}")
+    return daemon.EXIT_OK
+
+
+def db_version(settings: cfg.ConfigOpts) -> int:
+    """Tell the schema's version and this release's."""
+    found = make_database(settings).version()
+    _say(f"Database schema: {found or 'empty'}; this release: {engine.newest_version()}")
+    return daemon.EXIT_OK
+
+
+def broker_check(settings: cfg.ConfigOpts) -> int:
+    """Look at the broker and every known agent's queue; 1 if anything is wrong."""
+    agents = Inventory(make_database(settings)).agents()
+    report = check_broker(settings, [agent.host for agent in agents] or [settings.host])
+    _say(f"Broker        {report.server} {report.version}, reached in {report.connect_ms:.0f} ms")
+    _say(f"Permissions   {'ok' if report.may_declare else 'this user may not declare queues'}")
+    _say(f"{'Queue':50} {'waiting':>8} {'consumers':>10}")
+    for queue in report.queues:
+        depth = "no queue" if queue.depth is None else str(queue.depth)
+        _say(f"{queue.name:50} {depth:>8} {queue.consumers or 0:>10}")
+    _say("Healthy" if report.healthy else "NOT healthy: a queue has no consumer")
+    return daemon.EXIT_OK if report.healthy else daemon.EXIT_FAILED
+
+
+def job_list(settings: cfg.ConfigOpts) -> int:
+    """List the newest jobs."""
+    for job in Ledger(make_database(settings)).jobs(limit=50):
+        created = job.created_at.strftime("%Y-%m-%d %H:%M:%S")
+        _say(f"{job.id}  {created}  {job.state:9}  {job.instance_uuid}  {job.reason or ''}")
+    return daemon.EXIT_OK
+
+
+def job_show(settings: cfg.ConfigOpts) -> int:
+    """Show one job as JSON; 1 if there is none of that id."""
+    job = Ledger(make_database(settings)).find(settings.command.job_id)
+    if job is None:
+        return daemon.fail(f"There is no job {settings.command.job_id}.")
+    _say(json.dumps(views.job(job), indent=2))
+    return daemon.EXIT_OK
+
+
+Command = Callable[[cfg.ConfigOpts], int]
+
+#: Noun → verb → (what does it, its arguments).
+COMMANDS: dict[str, dict[str, tuple[Command, tuple[str, ...]]]] = {
+    "db": {"sync": (db_sync, ()), "version": (db_version, ())},
+    "broker": {"check": (broker_check, ())},
+    "job": {"list": (job_list, ()), "show": (job_show, ("job_id",))},
+}
+
+
+def _add_commands(nouns: Any) -> None:
+    for noun, verbs in COMMANDS.items():
+        parser: ArgumentParser = nouns.add_parser(noun)
+        subparsers = parser.add_subparsers(dest="verb", required=True)
+        for verb, (run, arguments) in verbs.items():
+            command = subparsers.add_parser(verb, help=run.__doc__)
+            command.set_defaults(run=run)
+            for argument in arguments:
+                command.add_argument(argument)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

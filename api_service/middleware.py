@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to every request before its resource sees it: PIPELINE in `app` names the order.
+
+Each class is falcon middleware. `RequestIds` binds the context that puts
+`[req-…]` on every log line, `Identity` says who asks, `Microversions` which
+version is spoken; `RequestLog` tells the log how it ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import falcon
+
+from api_service import microversions
+from api_service.errors import Unauthenticated
+from common import context
+from common.context import RequestContext
+
+LOG = logging.getLogger(__name__)
+
+#: What answers without an identity: clients discover versions before they log in.
+_OPEN_PATHS = frozenset({"/", "/v2", "/v2.1", "/healthcheck"})
+_NOVA_PREFIX = "/v2"
+
+
+class RequestIds:
+    """Gives each request an id, takes the caller's global one, and answers with both."""
+
+    def process_request(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Bind a fresh context to the thread."""
+        given = request.get_header("X-OpenStack-Request-ID")
+        bound = context.new(global_request_id=given if _is_request_id(given) else None)
+        bound.update_store()
+        request.context.caller = bound
+        request.context.began = time.monotonic()
+        response.set_header("X-Openstack-Request-Id", bound.request_id)
+        response.set_header("X-Compute-Request-Id", bound.request_id)
+
+
+class RequestLog:
+    """One INFO line a request: method, path, status, length, version, time."""
+
+    def process_response(
+        self,
+        request: falcon.Request,
+        response: falcon.Response,
+        _resource: object,
+        _succeeded: bool,
+    ) -> None:
+        """Write the line."""
+        LOG.info(
+            '%s "%s %s" status: %s len: %s microversion: %s time: %.4f',
+            request.remote_addr,
+            request.method,
+            request.relative_uri,
+            falcon.http_status_to_code(response.status),
+            len(response.render_body() or b""),
+            getattr(request.context, "version", "-"),
+            time.monotonic() - request.context.began,
+        )
+
+
+class Microversions:
+    """Finds the microversion of requests to Nova's API and repeats it in the reply."""
+
+    def process_request(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Set `request.context.version`; the minimum until a header is understood."""
+        request.context.version = microversions.MINIMUM
+        if request.path.startswith(_NOVA_PREFIX):
+            request.context.version = microversions.requested(request)
+            microversions.announce(response, request.context.version)
+
+
+class NoIdentity:
+    """`auth_strategy = noauth`: believes `X-Auth-Token: USER:PROJECT`, as Nova's noauth2 did."""
+
+    def process_request(self, request: falcon.Request, _response: falcon.Response) -> None:
+        """Complete the request's context, or raise Unauthenticated."""
+        if request.path.rstrip("/") in {path.rstrip("/") for path in _OPEN_PATHS}:
+            return
+        user, _, project = (request.get_header("X-Auth-Token") or "").partition(":")
+        if not user:
+            raise Unauthenticated(
+                "The request you have made requires authentication: send the header "
+                "X-Auth-Token: USER:PROJECT."
+            )
+        caller: RequestContext = request.context.caller
+        caller.user_id, caller.project_id = user, project or user
+        caller.roles = ["member", "reader"] + (["admin"] if user == "admin" else [])
+
+
+def _is_request_id(value: str | None) -> bool:
+    return bool(value) and str(value).startswith("req-") and len(str(value)) <= 64

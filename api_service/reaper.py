@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the promise of every 202: sweeps up what a crash, a lost cast or a dead agent left.
+
+One process of the cloud does it at a time (a lease). Each round casts again
+what no agent has accepted, and ends what can no longer succeed: a job past its
+deadline, one whose record was never made, one whose agent has been silent and
+down for too long. Ending means: a recorded reason, no image, the instance free.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+
+from api_service.agents import Agents
+from api_service.dispatcher import Dispatcher
+from api_service.images import ImageRecords
+from api_service.status import remove_unfinished
+from api_service.store.engine import Database
+from api_service.store.lease import Lease
+from api_service.store.ledger import Ledger
+from api_service.store.records import Job
+from common import clock, context
+from common.states import JobState
+
+LOG = logging.getLogger(__name__)
+
+_LEASE_ROUNDS = 3
+
+
+class Reaper:
+    """A service: one round every `interval_s`."""
+
+    name = "reaper"
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        ledger: Ledger,
+        agents: Agents,
+        images: ImageRecords,
+        dispatcher: Dispatcher,
+        interval_s: float,
+        silence_s: float,
+    ) -> None:
+        holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._lease = Lease(database, "reaper", holder, interval_s * _LEASE_ROUNDS)
+        self._ledger = ledger
+        self._agents = agents
+        self._images = images
+        self._dispatcher = dispatcher
+        self._interval = dt.timedelta(seconds=interval_s)
+        self._silence = dt.timedelta(seconds=silence_s)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+
+    def start(self) -> None:
+        """Begin with a round at once: a crash may have left something."""
+        self._thread.start()
+
+    def stop(self, deadline: float) -> None:
+        """End after the round at hand."""
+        self._stopping.set()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+
+    def alive(self) -> bool:
+        """Tell whether the thread runs (for the watchdog)."""
+        return self._thread.is_alive()
+
+    def round(self) -> None:
+        """Look at every open job once."""
+        live_hosts = self._agents.live_hosts()
+        for job in self._ledger.open_jobs():
+            with context.bound(context.from_wire(job.context, job.instance_uuid)):
+                self._look_at(job, live_hosts)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                if self._lease.take():
+                    self.round()
+            except Exception:
+                # The database may be away; the next round tries again.
+                LOG.exception("A round of the reaper failed")
+            self._stopping.wait(self._interval.total_seconds())
+
+    def _look_at(self, job: Job, live_hosts: frozenset[str]) -> None:
+        now = clock.now()
+        if job.state is JobState.PENDING:
+            if now > job.deadline_at:
+                self._end(job, "no compute agent accepted the job in time", "deadline_passed")
+            elif job.castable and _is_older(job.cast_at or job.created_at, now, self._interval):
+                self._dispatcher.cast(job.id)
+            return
+        heard_at = job.reported_at or job.accepted_at or job.created_at
+        if job.host not in live_hosts and _is_older(heard_at, now, self._silence):
+            self._end(
+                job,
+                "the compute agent of the instance's host has been down for too long",
+                "agent_unavailable",
+            )
+
+    def _end(self, job: Job, reason: str, reason_code: str) -> None:
+        if self._ledger.fail(job.id, reason, reason_code) is not None:
+            LOG.error("Job %s ended in error: %s", job.id, reason)
+            # A castable job's record is of our making, and nobody verified its data.
+            remove_unfinished(self._images, job.image_id, even_active=job.castable)
+
+
+def _is_older(then: dt.datetime, now: dt.datetime, age: dt.timedelta) -> bool:
+    return now - then >= age

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The versions documents, which clients read before they log in, and the health page."""
+
+from __future__ import annotations
+
+import logging
+
+import falcon
+
+from api_service import views
+from api_service.resources.services import Resource
+from common.errors import StillframeError
+
+LOG = logging.getLogger(__name__)
+
+_MEDIA_TYPES = [
+    {
+        "base": "application/json",
+        "type": "application/vnd.openstack.compute+json;version=2.1",
+    }
+]
+
+
+class Root(Resource):
+    """`GET /`: every version of the API."""
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """List v2.0 and v2.1."""
+        base = self.base_url(request)
+        response.media = {
+            "versions": [views.version_document(one, base) for one in ("v2.0", "v2.1")]
+        }
+
+
+class VersionDocument(Resource):
+    """`GET /v2.1/` and `GET /v2/`: one version of the API."""
+
+    version_id = "v2.1"
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Describe it."""
+        document = views.version_document(self.version_id, self.base_url(request))
+        response.media = {"version": document | {"media-types": _MEDIA_TYPES}}
+
+
+class OldVersionDocument(VersionDocument):
+    """`GET /v2/`."""
+
+    version_id = "v2.0"
+
+
+class Health(Resource):
+    """`GET /healthcheck`: 200 while every backend works, 503 otherwise, and which does not."""
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        """Check each backend now."""
+        states = {name: self._check(name) for name in self.services.health_checks}
+        healthy = all(state == "ok" for state in states.values())
+        response.status = 200 if healthy else 503
+        agents = self.services.agents
+        up = sum(agents.is_up(agent) for agent in agents.all()) if states["database"] == "ok" else 0
+        response.media = {"healthy": healthy, "backends": states, "agents_up": up}
+
+    def _check(self, name: str) -> str:
+        try:
+            self.services.health_checks[name]()
+        except StillframeError as error:
+            LOG.warning("Health: %s: %s", name, error)
+            return error.code
+        except Exception:
+            LOG.exception("Health: %s", name)
+            return "unavailable"
+        return "ok"

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Request bodies as JSON schemas, and the sentence that names what does not fit."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import falcon
+from jsonschema import Draft202012Validator
+
+from api_service.errors import BadRequest, RequestTooLarge
+
+#: No honest request to this API comes near it.
+MAX_BODY_BYTES = 114_688
+MAX_DEPTH = 20
+
+_NAME = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 255,
+    # Printable, and no white space at either end (Nova's `name`).
+    "pattern": r"^(?!\s)[^\x00-\x1f\x7f]*(?<!\s)$",
+}
+_METADATA = {
+    "type": "object",
+    "patternProperties": {
+        "^[a-zA-Z0-9-_:. ]{1,255}$": {"type": "string", "maxLength": 255},
+    },
+    "additionalProperties": False,
+}
+
+CREATE_IMAGE = Draft202012Validator(
+    {
+        "type": "object",
+        "properties": {
+            "createImage": {
+                "type": "object",
+                "properties": {"name": _NAME, "metadata": _METADATA},
+                "required": ["name"],
+                "additionalProperties": False,
+            }
+        },
+        "required": ["createImage"],
+        "additionalProperties": False,
+    }
+)
+
+
+def read_body(request: falcon.Request) -> dict[str, Any]:
+    """Return a request's JSON object; raise BadRequest or RequestTooLarge."""
+    if (request.content_length or 0) > MAX_BODY_BYTES:
+        raise RequestTooLarge("Request is too large.")
+    data = request.bounded_stream.read(MAX_BODY_BYTES + 1)
+    if len(data) > MAX_BODY_BYTES:
+        raise RequestTooLarge("Request is too large.")
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        raise BadRequest(
+            "The server could not comply with the request since it is either "
+            "malformed or otherwise incorrect: the body is no JSON."
+        ) from None
+    if not isinstance(body, dict):
+        raise BadRequest("Malformed request body: it must be a JSON object.")
+    if _depth(body) > MAX_DEPTH:
+        raise BadRequest(f"Malformed request body: it is nested more than {MAX_DEPTH} deep.")
+    return body
+
+
+def validate(validator: Draft202012Validator, body: dict[str, Any]) -> None:
+    """Raise BadRequest naming the first field that does not fit."""
+    error = next(
+        iter(sorted(validator.iter_errors(body), key=lambda found: list(found.path))), None
+    )
+    if error is None:
+        return
+    field = ".".join(str(part) for part in error.path)
+    if not field:
+        raise BadRequest(f"Invalid input: {error.message}")
+    value = json.dumps(error.instance)[:255]
+    raise BadRequest(
+        f"Invalid input for field/attribute {field}. Value: {value}. {error.message[:500]}"
+    )
+
+
+def _depth(value: Any) -> int:
+    """Return how deep containers are nested, without recursion."""
+    deepest, todo = 0, [(value, 1)]
+    while todo:
+        current, depth = todo.pop()
+        children = current.values() if isinstance(current, dict) else current
+        if not isinstance(current, dict | list):
+            continue
+        deepest = max(deepest, depth)
+        todo.extend((child, depth + 1) for child in children)
+    return deepest

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agents report, taken into the database: RPC topic `stillframe-api`.
+
+Reports may be doubled, reordered or from an agent that got its job from
+somebody else; the ledger makes all of that harmless. docs/rpc.md is the contract.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from api_service.images import ImageRecords
+from api_service.store.inventory import Inventory
+from api_service.store.ledger import Ledger
+from common import context
+from common.errors import StillframeError
+from common.glance import ImageNotFound
+from common.messages import HostReport, JobAccepted, JobOutcome, JobProgress
+from common.states import JobState
+
+LOG = logging.getLogger(__name__)
+
+_MIB = 2**20
+
+
+class StatusEndpoint:
+    """The methods that agents call."""
+
+    def __init__(self, ledger: Ledger, inventory: Inventory, images: ImageRecords) -> None:
+        self._ledger = ledger
+        self._inventory = inventory
+        self._images = images
+
+    def host_report(self, _caller: context.RequestContext, **arguments: Any) -> None:
+        """Take a heartbeat (HostReport)."""
+        report = HostReport.from_wire(arguments.get("report"))
+        if self._inventory.take(report):
+            LOG.info(
+                "A new compute agent reports: host %s, release %s", report.host, report.release
+            )
+
+    def job_accepted(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Take the agent's word that it has a job (JobAccepted)."""
+        report = JobAccepted.from_wire(arguments.get("report"))
+        with _bound(caller, report.instance.uuid):
+            if self._ledger.record(report, caller.to_dict()):
+                LOG.info("Job %s came to host %s directly", report.job_id, report.host)
+            if self._ledger.accept(report) is not None:
+                LOG.info("Job %s accepted by the agent of host %s", report.job_id, report.host)
+
+    def job_progress(self, _caller: context.RequestContext, **arguments: Any) -> None:
+        """Take how far a job is (JobProgress)."""
+        self._ledger.progress(JobProgress.from_wire(arguments.get("report")))
+
+    def job_finished(self, caller: context.RequestContext, **arguments: Any) -> dict[str, bool]:
+        """Take how a job ended (JobOutcome); the answer confirms that it is recorded."""
+        outcome = JobOutcome.from_wire(arguments.get("report"))
+        with _bound(caller, outcome.instance.uuid):
+            if outcome.instance.uuid:
+                self._ledger.record(outcome, caller.to_dict())
+            job = self._ledger.finish(outcome)
+            if job is not None:
+                self._tell(outcome)
+                if outcome.state is not JobState.DONE:
+                    remove_unfinished(self._images, job.image_id)
+        return {"recorded": True}
+
+    def _tell(self, outcome: JobOutcome) -> None:
+        took_s = outcome.finished_at - outcome.accepted_at
+        if outcome.state is not JobState.DONE:
+            LOG.error(
+                "Snapshot image %s: job %s ended in %s after %.1f s: %s",
+                outcome.image_id,
+                outcome.job_id,
+                outcome.state,
+                took_s,
+                outcome.reason,
+            )
+            return
+        figures = outcome.capture
+        paused = f"{figures.pause_ms:.1f} ms" if figures and figures.pause_ms else "not"
+        LOG.info(
+            "Snapshot image %s active after %.1f s: %.0f MiB, guest paused %s, method %s",
+            outcome.image_id,
+            took_s,
+            (outcome.size_bytes or 0) / _MIB,
+            paused,
+            figures.method if figures else "unknown",
+        )
+
+
+def remove_unfinished(images: ImageRecords, image_id: str, *, even_active: bool = False) -> None:
+    """Remove the image of a job that ended without it.
+
+    An `active` one stays unless the caller knows that it is ours and unverified:
+    a cast from elsewhere may have named an image that was never the job's.
+    """
+    try:
+        if even_active or images.show(image_id).status != "active":
+            images.delete(image_id)
+    except ImageNotFound:
+        return  # the agent has removed it
+    except StillframeError as error:
+        LOG.warning("Image %s could not be removed: %s", image_id, error)
+
+
+def _bound(caller: context.RequestContext, instance_uuid: str) -> Any:
+    caller.resource_uuid = instance_uuid
+    return context.bound(caller)

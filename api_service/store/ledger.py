@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs, and the hold that each has on its instance: `task_state` and `job_id`.
+
+A job and its hold are taken in one transaction and given back in one, so an
+instance is never held by nobody. States move by `common.states.advance` alone.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from api_service.store import records
+from api_service.store.engine import Database
+from api_service.store.models import InstanceRow, JobRow
+from api_service.store.records import Job, NewJob
+from common import clock
+from common.errors import InstanceBusy, InstanceNotFound
+from common.messages import JobAccepted, JobOutcome, JobProgress
+from common.states import (
+    ENDED,
+    EVENT_OF_OUTCOME,
+    OPEN,
+    IllegalTransition,
+    JobEvent,
+    JobState,
+    advance,
+)
+
+_PERCENT = 100
+
+
+class Ledger:
+    """The jobs of the cloud; thread-safe."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def reserve(self, new: NewJob) -> Job:
+        """Take hold of an instance for a new job, if nobody has it.
+
+        The job is not castable yet: its image does not exist. Raises
+        InstanceBusy (the message names the task state) or InstanceNotFound.
+        """
+        with self._database.write() as session:
+            taken = _rowcount(
+                session,
+                update(InstanceRow)
+                .where(
+                    InstanceRow.uuid == new.instance.uuid,
+                    InstanceRow.task_state.is_(None),
+                    InstanceRow.deleted_at.is_(None),
+                )
+                .values(
+                    task_state=new.task_state, job_id=new.id, progress=0, updated_at=clock.now()
+                ),
+            )
+            if not taken:
+                raise _why_not_taken(session, new.instance.uuid)
+            row = _new_row(new)
+            session.add(row)
+            session.flush()
+            return records.job(row)
+
+    def make_castable(self, job_id: str) -> None:
+        """The job's image exists: from now on the dispatcher casts it."""
+        self._set(job_id, castable=True)
+
+    def was_cast(self, job_id: str) -> None:
+        """Note that the job was sent to its agent."""
+        self._set(job_id, cast_at=clock.now())
+
+    def accept(self, report: JobAccepted) -> Job | None:
+        """Note that the agent has the job; None if that changes nothing."""
+        values = {"accepted_at": clock.from_epoch(report.at), "reported_at": clock.now()}
+        return self._advance(report.job_id, JobEvent.ACCEPT, values)
+
+    def progress(self, report: JobProgress) -> Job | None:
+        """Note where a job stands, on it and on its instance; None if it has ended."""
+        values = {
+            "step": report.step,
+            "bytes_done": report.bytes_done,
+            "bytes_total": report.bytes_total,
+            "rate_bytes_s": report.rate_bytes_s,
+            "eta_s": report.eta_s,
+            "reported_at": clock.now(),
+        }
+        percent = report.bytes_done * _PERCENT // report.bytes_total if report.bytes_total else None
+        shown: dict[str, Any] = {"task_state": report.task_state} if report.task_state else {}
+        if percent is not None:
+            shown["progress"] = percent
+        return self._advance(report.job_id, JobEvent.PROGRESS, values, shown)
+
+    def finish(self, outcome: JobOutcome) -> Job | None:
+        """End a job as its agent says, and let go of the instance; None if it had ended."""
+        values = {
+            "reason": outcome.reason,
+            "reason_code": outcome.reason_code,
+            "size_bytes": outcome.size_bytes,
+            "sha512": outcome.sha512,
+            "capture": outcome.capture.to_wire() if outcome.capture else None,
+            "steps": [step.to_wire() for step in outcome.steps],
+            "reported_at": clock.now(),
+        }
+        if outcome.size_bytes is not None:
+            values |= {"bytes_done": outcome.size_bytes, "bytes_total": outcome.size_bytes}
+        return self._end(outcome.job_id, EVENT_OF_OUTCOME[outcome.state], values)
+
+    def fail(self, job_id: str, reason: str, reason_code: str) -> Job | None:
+        """End a job in error for a reason of the API's own; None if it had ended."""
+        return self._end(job_id, JobEvent.FAIL, {"reason": reason, "reason_code": reason_code})
+
+    def record(self, report: JobAccepted | JobOutcome, context: dict[str, Any]) -> bool:
+        """Enter a job that an agent got from somebody else; False if it is known."""
+        with self._database.write() as session:
+            if session.get(JobRow, report.job_id) is not None:
+                return False
+            instance = session.get(InstanceRow, report.instance.uuid)
+            now = clock.now()
+            row = JobRow(
+                id=report.job_id,
+                kind=report.kind,
+                state=JobState.ACCEPTED,
+                instance_uuid=report.instance.uuid,
+                project_id=instance.project_id if instance else report.instance.project_id,
+                user_id=context.get("user") or report.instance.user_id,
+                host=report.host,
+                image_id=report.image_id,
+                options={},
+                context=context,
+                castable=False,
+                created_at=now,
+                deadline_at=now,
+                accepted_at=now,
+                **_NOTHING_DONE,
+            )
+            session.add(row)
+            if instance is not None and instance.task_state is None:
+                instance.job_id, instance.progress = report.job_id, 0
+            return True
+
+    def find(self, job_id: str) -> Job | None:
+        """Return a job."""
+        with self._database.read() as session:
+            row = session.get(JobRow, job_id)
+            return records.job(row) if row else None
+
+    def jobs(
+        self,
+        *,
+        states: Iterable[JobState] = tuple(JobState),
+        project_id: str | None = None,
+        instance_uuid: str | None = None,
+        limit: int = 1000,
+    ) -> list[Job]:
+        """Return jobs, newest first; None filters nothing."""
+        query = select(JobRow).where(JobRow.state.in_(list(states)))
+        if project_id is not None:
+            query = query.where(JobRow.project_id == project_id)
+        if instance_uuid is not None:
+            query = query.where(JobRow.instance_uuid == instance_uuid)
+        with self._database.read() as session:
+            rows = session.scalars(query.order_by(JobRow.created_at.desc()).limit(limit))
+            return [records.job(row) for row in rows]
+
+    def open_jobs(self) -> list[Job]:
+        """Return every job that has not ended."""
+        return self.jobs(states=OPEN)
+
+    def _set(self, job_id: str, **values: Any) -> None:
+        with self._database.write() as session:
+            session.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
+
+    def _end(self, job_id: str, event: JobEvent, values: dict[str, Any]) -> Job | None:
+        ended = {"finished_at": clock.now(), "eta_s": None, "rate_bytes_s": 0.0}
+        return self._advance(job_id, event, values | ended, {"task_state": None})
+
+    def _advance(
+        self,
+        job_id: str,
+        event: JobEvent,
+        values: dict[str, Any],
+        shown: dict[str, Any] | None = None,
+    ) -> Job | None:
+        """Move a job, and show `shown` on the instance that it holds; None if it cannot move."""
+        with self._database.write() as session:
+            row = session.get(JobRow, job_id, with_for_update=True)
+            if row is None:
+                return None
+            try:
+                state = advance(JobState(row.state), event)
+            except IllegalTransition:
+                return None  # a late or doubled report
+            for name, value in {**values, "state": state}.items():
+                setattr(row, name, value)
+            if shown:
+                _show(session, row, shown, state)
+            session.flush()
+            return records.job(row)
+
+
+def _show(session: Session, job: JobRow, shown: dict[str, Any], state: JobState) -> None:
+    let_go = {"job_id": None, "progress": _PERCENT} if state in ENDED else {}
+    session.execute(
+        update(InstanceRow)
+        .where(InstanceRow.uuid == job.instance_uuid, InstanceRow.job_id == job.id)
+        .values(**shown, **let_go, updated_at=clock.now())
+    )
+
+
+_NOTHING_DONE: dict[str, Any] = {
+    "bytes_done": 0,
+    "bytes_total": 0,
+    "rate_bytes_s": 0.0,
+    "steps": [],
+}
+
+
+def _new_row(new: NewJob) -> JobRow:
+    return JobRow(
+        id=new.id,
+        kind=new.kind,
+        state=JobState.PENDING,
+        instance_uuid=new.instance.uuid,
+        project_id=new.instance.project_id,
+        user_id=new.user_id,
+        host=new.instance.host,
+        image_id=new.image_id,
+        options=new.options,
+        context=new.context,
+        castable=False,
+        created_at=clock.now(),
+        deadline_at=new.deadline_at,
+        **_NOTHING_DONE,
+    )
+
+
+def _why_not_taken(session: Session, instance_uuid: str) -> InstanceBusy | InstanceNotFound:
+    row = session.get(InstanceRow, instance_uuid)
+    if row is None or row.deleted_at is not None:
+        return InstanceNotFound(f"Instance {instance_uuid} could not be found.")
+    return InstanceBusy(f"instance {instance_uuid} is in task_state {row.task_state}")
+
+
+def _rowcount(session: Session, statement: Any) -> int:
+    return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]
+
+
+def seconds_ago(seconds: float) -> dt.datetime:
+    """Return the time that many seconds before now."""
+    return clock.now() - dt.timedelta(seconds=seconds)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables. Alembic's migrations make them; a test holds the two together."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, Float, Index, Integer, String, Text
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcDateTime(TypeDecorator[dt.datetime]):
+    """An aware UTC time, stored without its zone: not every database keeps one."""
+
+    # MariaDB keeps whole seconds unless told otherwise.
+    impl = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+    cache_ok = True
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> Any:
+        """Store UTC; a naive time is a bug of ours."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("only aware times are stored")
+        return value.astimezone(dt.UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> dt.datetime | None:
+        """Give the zone back."""
+        return value.replace(tzinfo=dt.UTC) if value is not None else None
+
+
+class Base(DeclarativeBase):
+    """Base of the tables."""
+
+    type_annotation_map = {dt.datetime: UtcDateTime, dict[str, Any]: JSON, list[Any]: JSON}  # noqa: RUF012
+
+
+class AgentRow(Base):
+    """A compute agent, as its heartbeats tell."""
+
+    __tablename__ = "agents"
+
+    host: Mapped[str] = mapped_column(String(255), primary_key=True)
+    release: Mapped[str] = mapped_column(String(64))
+    rpc_version: Mapped[str] = mapped_column(String(16))
+    started_at: Mapped[dt.datetime]
+    first_seen_at: Mapped[dt.datetime]
+    last_seen_at: Mapped[dt.datetime]
+    hypervisor: Mapped[dict[str, Any] | None]
+
+
+class InstanceRow(Base):
+    """An instance, as its host's agent announced it; `job_id` is the job that holds it."""
+
+    __tablename__ = "instances"
+    __table_args__ = (
+        Index("ix_instances_project", "project_id", "deleted_at", "created_at", "uuid"),
+        Index("ix_instances_host", "host", "deleted_at"),
+    )
+
+    uuid: Mapped[str] = mapped_column(String(36), primary_key=True)
+    host: Mapped[str] = mapped_column(String(255))
+    name: Mapped[str] = mapped_column(String(255))
+    domain_name: Mapped[str] = mapped_column(String(255))
+    project_id: Mapped[str] = mapped_column(String(255))
+    user_id: Mapped[str] = mapped_column(String(255))
+    flavor: Mapped[dict[str, Any]]
+    image_ref: Mapped[str | None] = mapped_column(String(255))
+    image_properties: Mapped[dict[str, Any]]
+    root_device_name: Mapped[str | None] = mapped_column(String(64))
+    power_state: Mapped[int] = mapped_column(Integer)
+    vm_state: Mapped[str] = mapped_column(String(32))
+    task_state: Mapped[str | None] = mapped_column(String(64))
+    job_id: Mapped[str | None] = mapped_column(String(36))
+    progress: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[dt.datetime]
+    updated_at: Mapped[dt.datetime]
+    deleted_at: Mapped[dt.datetime | None]
+
+
+class JobRow(Base):
+    """A job: the promise that a 202 made, and what became of it."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("ix_jobs_state", "state", "created_at"),
+        Index("ix_jobs_instance", "instance_uuid", "created_at"),
+        Index("ix_jobs_project", "project_id", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    state: Mapped[str] = mapped_column(String(32))
+    instance_uuid: Mapped[str] = mapped_column(String(36))
+    project_id: Mapped[str | None] = mapped_column(String(255))
+    user_id: Mapped[str | None] = mapped_column(String(255))
+    host: Mapped[str] = mapped_column(String(255))
+    image_id: Mapped[str] = mapped_column(String(36))
+    options: Mapped[dict[str, Any]]
+    #: The request's context as RPC carries it (without its token).
+    context: Mapped[dict[str, Any]]
+    #: The image's record exists: the dispatcher may cast the job.
+    castable: Mapped[bool]
+    step: Mapped[str | None] = mapped_column(String(32))
+    bytes_done: Mapped[int] = mapped_column(BigInteger)
+    bytes_total: Mapped[int] = mapped_column(BigInteger)
+    rate_bytes_s: Mapped[float] = mapped_column(Float)
+    eta_s: Mapped[float | None] = mapped_column(Float)
+    reason: Mapped[str | None] = mapped_column(Text)
+    reason_code: Mapped[str | None] = mapped_column(String(64))
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    sha512: Mapped[str | None] = mapped_column(String(128))
+    capture: Mapped[dict[str, Any] | None]
+    steps: Mapped[list[Any]]
+    created_at: Mapped[dt.datetime]
+    deadline_at: Mapped[dt.datetime]
+    cast_at: Mapped[dt.datetime | None]
+    accepted_at: Mapped[dt.datetime | None]
+    reported_at: Mapped[dt.datetime | None]
+    finished_at: Mapped[dt.datetime | None]
+
+
+class LeaseRow(Base):
+    """Who may do what only one process may do at a time."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(255))
+    until: Mapped[dt.datetime]

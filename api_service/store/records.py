@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the rest of the API sees of the database: frozen values, no rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from typing import Any
+
+from api_service.store.models import AgentRow, InstanceRow, JobRow
+from common.messages import CaptureFigures, Flavor, Hypervisor, InstanceRef, StepTime
+from common.states import JobKind, JobState, PowerState, VmState
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """A compute agent; whether it lives is for `agents` to say."""
+
+    host: str
+    release: str
+    rpc_version: str
+    started_at: dt.datetime
+    first_seen_at: dt.datetime
+    last_seen_at: dt.datetime
+    hypervisor: Hypervisor | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """An instance as announced, and what a job does to it."""
+
+    uuid: str
+    host: str
+    name: str
+    domain_name: str
+    project_id: str
+    user_id: str
+    flavor: Flavor
+    image_ref: str | None
+    image_properties: dict[str, str]
+    root_device_name: str | None
+    power_state: PowerState
+    vm_state: VmState
+    task_state: str | None
+    job_id: str | None
+    progress: int
+    created_at: dt.datetime
+    updated_at: dt.datetime
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job of the ledger."""
+
+    id: str
+    kind: JobKind
+    state: JobState
+    instance_uuid: str
+    project_id: str | None
+    user_id: str | None
+    host: str
+    image_id: str
+    options: dict[str, Any]
+    context: dict[str, Any]
+    castable: bool
+    step: str | None
+    bytes_done: int
+    bytes_total: int
+    rate_bytes_s: float
+    eta_s: float | None
+    reason: str | None
+    reason_code: str | None
+    size_bytes: int | None
+    sha512: str | None
+    capture: CaptureFigures | None
+    steps: tuple[StepTime, ...]
+    created_at: dt.datetime
+    deadline_at: dt.datetime
+    cast_at: dt.datetime | None
+    accepted_at: dt.datetime | None
+    reported_at: dt.datetime | None
+    finished_at: dt.datetime | None
+
+    @property
+    def instance(self) -> InstanceRef:
+        """The instance as a cast names it."""
+        return InstanceRef(
+            uuid=self.instance_uuid, project_id=self.project_id, user_id=self.user_id
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to be reserved."""
+
+    id: str
+    kind: JobKind
+    instance: Instance
+    user_id: str | None
+    image_id: str
+    options: dict[str, Any]
+    context: dict[str, Any]
+    task_state: str
+    deadline_at: dt.datetime
+
+
+def agent(row: AgentRow) -> Agent:
+    """Return the record of a row."""
+    fields = _fields_of(Agent, row)
+    if row.hypervisor is not None:
+        fields["hypervisor"] = Hypervisor.from_wire(row.hypervisor)
+    return Agent(**fields)
+
+
+def instance(row: InstanceRow) -> Instance:
+    """Return the record of a row."""
+    fields = _fields_of(Instance, row)
+    fields["flavor"] = Flavor.from_wire(row.flavor)
+    fields["power_state"] = PowerState(row.power_state)
+    fields["vm_state"] = VmState(row.vm_state)
+    return Instance(**fields)
+
+
+def job(row: JobRow) -> Job:
+    """Return the record of a row."""
+    fields = _fields_of(Job, row)
+    fields["kind"], fields["state"] = JobKind(row.kind), JobState(row.state)
+    fields["capture"] = CaptureFigures.from_wire(row.capture) if row.capture else None
+    fields["steps"] = tuple(StepTime.from_wire(step) for step in row.steps)
+    return Job(**fields)
+
+
+def _fields_of(kind: type[Any], row: object) -> dict[str, Any]:
+    return {field.name: getattr(row, field.name) for field in dataclasses.fields(kind)}

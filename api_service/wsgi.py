@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`api_service.wsgi:application` for uWSGI, gunicorn, granian or any other WSGI server.
+
+Configuration comes from the default places, or from the files that the
+environment variable STILLFRAME_CONFIG_FILES names (separated by colons).
+`stillframe-api` with `[api] serve_http = false` must run beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import falcon
+
+from api_service.app import make_parts
+from api_service.cmd import LOG_FILE, PROG
+from common import conf, log
+
+
+def make_application() -> falcon.App[Any, Any]:
+    """Load the configuration and wire the application."""
+    files = [name for name in os.environ.get("STILLFRAME_CONFIG_FILES", "").split(":") if name]
+    settings = conf.load([part for name in files for part in ("--config-file", name)], PROG)
+    log.setup(settings, LOG_FILE)
+    return make_parts(settings).application
+
+
+application = make_application()

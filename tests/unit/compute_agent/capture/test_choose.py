@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which method serves which guest, and what is said where none does."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import CaptureFailed
+from compute_agent.capture.choose import Circumstances, choose
+from compute_agent.guest.description import Disk
+
+
+def circumstances(*, active: bool, iothread: bool = False) -> Circumstances:
+    disk = Disk(
+        target="vda",
+        device="disk",
+        source_type="file",
+        path="/d",
+        format="qcow2",
+        has_iothread=iothread,
+        read_only=False,
+        shareable=False,
+    )
+    return Circumstances(active=active, disk=disk)
+
+
+def test_a_guest_that_runs_is_captured_by_a_backup_job() -> None:
+    assert choose(circumstances(active=True)) == "backup"
+
+
+def test_a_guest_that_is_off_is_captured_offline() -> None:
+    assert choose(circumstances(active=False)) == "offline"
+
+
+def test_a_disk_with_an_iothread_is_never_put_at_risk() -> None:
+    """QEMU 7.2 aborts when the reader of such a disk's export dies."""
+    with pytest.raises(CaptureFailed, match="iothread"):
+        choose(circumstances(active=True, iothread=True))
+
+
+@pytest.mark.parametrize(("forced", "active"), [("backup", False), ("offline", True)])
+def test_a_forced_method_that_cannot_serve_is_refused_with_its_reason(
+    forced: str, active: bool
+) -> None:
+    with pytest.raises(CaptureFailed, match=f"{forced}: it is for instances that"):
+        choose(circumstances(active=active), forced)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A journal on a real file and a recorder in place of the way to the API."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from common import context
+from common.messages import InstanceRef, JobAccepted, JobOutcome, JobProgress, SnapshotRequest
+from compute_agent.journal import Journal
+
+
+class RecordedReports:
+    """Keeps what the agent would tell the API."""
+
+    def __init__(self, journal: Journal | None = None) -> None:
+        self.journal = journal
+        self.acceptances: list[JobAccepted] = []
+        self.refusals: list[JobOutcome] = []
+        self.outcomes: list[JobOutcome] = []
+        self.told: list[JobProgress] = []
+
+    def accepted(self, _context: context.RequestContext, message: JobAccepted) -> None:
+        self.acceptances.append(message)
+
+    def refused(self, _context: context.RequestContext, outcome: JobOutcome) -> None:
+        self.refusals.append(outcome)
+
+    def progress(self, _context: context.RequestContext, progress: JobProgress) -> None:
+        self.told.append(progress)
+
+    def finished(self, _context: context.RequestContext, outcome: JobOutcome) -> None:
+        self.outcomes.append(outcome)
+        if self.journal is not None:
+            self.journal.finish(outcome)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path / "journal.sqlite")
+    yield journal
+    journal.close()
+
+
+@pytest.fixture
+def reports(journal: Journal) -> RecordedReports:
+    return RecordedReports(journal)
+
+
+@pytest.fixture
+def new_request() -> Callable[..., SnapshotRequest]:
+    def make(instance_uuid: str | None = None, deadline: float | None = None) -> SnapshotRequest:
+        return SnapshotRequest(
+            instance=InstanceRef(uuid=instance_uuid or str(uuid.uuid4())),
+            image_id=str(uuid.uuid4()),
+            job_id=str(uuid.uuid4()),
+            deadline=deadline,
+        )
+
+    return make

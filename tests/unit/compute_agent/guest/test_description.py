@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which disk a snapshot takes, and why another cannot be taken."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import NoUsableDisk
+from compute_agent.guest import description
+
+FILE = "<source file='/d/{0}'/><target dev='{0}'/><driver type='qcow2'/>"
+
+
+def domain(*disks: str) -> str:
+    return f"<domain><devices>{''.join(disks)}</devices></domain>"
+
+
+def disk(target: str, inner: str = "", attributes: str = "type='file' device='disk'") -> str:
+    return f"<disk {attributes}>{FILE.format(target)}{inner}</disk>"
+
+
+def root(*disks: str) -> str:
+    return description.root_disk(description.parse(domain(*disks))).target
+
+
+def test_the_first_disk_that_can_be_captured_is_the_root_disk() -> None:
+    cdrom = disk("sda", attributes="type='file' device='cdrom'")
+    assert root(cdrom, disk("vda"), disk("vdb")) == "vda"
+
+
+def test_the_boot_order_says_which_disk_is_the_root_disk() -> None:
+    assert root(disk("vda", "<boot order='2'/>"), disk("vdb", "<boot order='1'/>")) == "vdb"
+
+
+@pytest.mark.parametrize(
+    ("disk_xml", "reason"),
+    [
+        (disk("vda", attributes="type='file' device='cdrom'"), "removable medium"),
+        (disk("vda", attributes="type='block' device='lun'"), "LUN"),
+        (disk("vda", attributes="type='network' device='disk'"), "network disk"),
+        (disk("vda", "<readonly/>"), "read-only"),
+        (disk("vda", "<shareable/>"), "shared"),
+        ("<disk type='file'><target dev='vda'/></disk>", "no medium"),
+        (
+            "<disk type='file'><source file='/f'/><target dev='vda'/><driver type='vmdk'/></disk>",
+            "neither qcow2 nor raw",
+        ),
+    ],
+    ids=["cdrom", "lun", "network", "read-only", "shareable", "no medium", "vmdk"],
+)
+def test_a_disk_that_cannot_be_captured_is_refused_with_its_reason(
+    disk_xml: str, reason: str
+) -> None:
+    with pytest.raises(NoUsableDisk, match=reason):
+        root(disk_xml)
+
+
+def test_an_instance_without_a_disk_is_told_so() -> None:
+    with pytest.raises(NoUsableDisk, match="no disk at all"):
+        root()
+
+
+def test_another_disk_is_not_taken_in_place_of_a_boot_disk_that_cannot_be() -> None:
+    network = disk("vda", "<boot order='1'/>", "type='network' device='disk'")
+    with pytest.raises(NoUsableDisk, match="boot disk vda"):
+        root(network, disk("vdb"))
+
+
+def test_a_disk_without_a_format_is_raw_and_never_probed() -> None:
+    plain = "<disk type='block'><source dev='/dev/vg/x'/><target dev='vda'/></disk>"
+    (found,) = description.disks(description.parse(domain(plain)))
+    assert (found.format, found.path) == ("raw", "/dev/vg/x")
+
+
+@pytest.mark.parametrize(
+    ("driver", "has"),
+    [
+        ("<driver type='qcow2' iothread='1'/>", True),
+        ("<driver type='qcow2'><iothreads><iothread id='1'/></iothreads></driver>", True),
+        ("<driver type='qcow2'/>", False),
+    ],
+    ids=["attribute", "element", "none"],
+)
+def test_an_iothread_is_seen(driver: str, has: bool) -> None:
+    xml = f"<disk type='file'>{driver}<source file='/f'/><target dev='vda'/></disk>"
+    (found,) = description.disks(description.parse(domain(xml)))
+    assert found.has_iothread is has

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every image that the writer makes is sound and equal to its disk: qemu-img judges."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from compute_agent.stream.extents import CLUSTER_BYTES, ClusterMap, Runs
+from compute_agent.stream.qcow2 import Backing, Qcow2Layout
+from compute_agent.stream.raw import RawLayout
+from tests.unit.compute_agent.stream.memory import DIRTY_CONTEXT, MemorySource
+
+GIB = 1 << 30
+TIB = 1 << 40
+
+#: (start, length, byte) of what is written to a disk, in sectors.
+writes = st.lists(
+    st.tuples(st.integers(0, 2400), st.integers(1, 300), st.integers(0, 255)), max_size=8
+)
+#: Up to 1.2 MiB: several clusters, mostly not a whole number of them.
+sizes = st.integers(1, 2400).map(lambda sectors: sectors * 512)
+
+judged = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def written(size_bytes: int, what: list[tuple[int, int, int]], on: bytes = b"") -> bytes:
+    content = bytearray(on.ljust(size_bytes, b"\0")[:size_bytes])
+    for start, length, byte in what:
+        begin, end = start * 512, min((start + length) * 512, size_bytes)
+        content[begin:end] = bytes([byte]) * max(0, end - begin)
+    return bytes(content)
+
+
+def image_of(layout: Qcow2Layout | RawLayout, source: MemorySource) -> bytes:
+    """Return the streamed image, having compared its length with the promised one."""
+    image = b"".join(layout.stream(source))
+    assert len(image) == layout.length_bytes
+    assert sum(length for _, length in source.reads) == layout.data_bytes
+    return image
+
+
+def qemu_img(*arguments: str, cwd: str) -> str:
+    done = subprocess.run(
+        ["qemu-img", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@judged
+@given(sizes, writes)
+@example(512, [])
+@example(CLUSTER_BYTES, [(0, 128, 7)])
+@example(CLUSTER_BYTES * 4 + 512, [(512, 1, 7)])
+def test_an_image_is_sound_and_equal_to_its_disk(
+    size_bytes: int, what: list[tuple[int, int, int]]
+) -> None:
+    content = written(size_bytes, what)
+    source = MemorySource(content)
+    image = image_of(Qcow2Layout.of(source), source)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "disk.raw").write_bytes(content)
+        Path(folder, "image.qcow2").write_bytes(image)
+        qemu_img("check", "-q", "-f", "qcow2", "image.qcow2", cwd=folder)
+        qemu_img(
+            "compare", "-s", "-q", "-f", "raw", "-F", "qcow2", "disk.raw", "image.qcow2", cwd=folder
+        )
+
+
+@judged
+@given(sizes, writes, writes)
+@example(CLUSTER_BYTES * 3, [(0, 384, 9)], [(128, 128, 0)])
+def test_an_increment_on_its_backing_file_is_equal_to_the_later_disk(
+    size_bytes: int, before: list[tuple[int, int, int]], after: list[tuple[int, int, int]]
+) -> None:
+    old = written(size_bytes, before)
+    new = written(size_bytes, after, on=old)
+    full, increment = (
+        MemorySource(old),
+        MemorySource(new, dirty=[(start * 512, length * 512) for start, length, _ in after]),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "disk.raw").write_bytes(new)
+        Path(folder, "full.qcow2").write_bytes(image_of(Qcow2Layout.of(full), full))
+        layout = Qcow2Layout.increment_of(
+            increment, DIRTY_CONTEXT, Backing(name="full.qcow2", format="qcow2")
+        )
+        Path(folder, "increment.qcow2").write_bytes(image_of(layout, increment))
+        qemu_img("check", "-q", "-f", "qcow2", "increment.qcow2", cwd=folder)
+        qemu_img(
+            "compare",
+            "-s",
+            "-q",
+            "-f",
+            "raw",
+            "-F",
+            "qcow2",
+            "disk.raw",
+            "increment.qcow2",
+            cwd=folder,
+        )
+        assert "backing file format: qcow2" in qemu_img(
+            "info", "-f", "qcow2", "increment.qcow2", cwd=folder
+        )
+
+
+def test_data_far_out_on_a_huge_disk_is_found_again(tmp_path: Path) -> None:
+    """16 TiB with one cluster at each end: three tables, not gigabytes of them."""
+    last = 16 * TIB // CLUSTER_BYTES - 1
+    layout = Qcow2Layout(ClusterMap(16 * TIB, Runs([(0, 1), (last, 1)])))
+    source = Patterned(16 * TIB)
+    (tmp_path / "image.qcow2").write_bytes(b"".join(layout.stream(source)))
+    assert layout.length_bytes < 1 << 20
+    qemu_img("check", "-q", "-f", "qcow2", "image.qcow2", cwd=str(tmp_path))
+    read = subprocess.run(
+        ["qemu-io", "-r", "-f", "qcow2", "-c", f"read -P 165 {last * CLUSTER_BYTES} 64k"]
+        + ["-c", "read -P 165 0 64k", "-c", "read -P 0 64k 64k", "image.qcow2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "verification failed" not in read.stdout
+
+
+def test_a_virtual_size_of_odd_bytes_is_rounded_up_to_sectors(tmp_path: Path) -> None:
+    source = MemorySource(b"q" * (CLUSTER_BYTES + 1001))
+    layout = Qcow2Layout.of(source)
+    (tmp_path / "image.qcow2").write_bytes(image_of(layout, source))
+    assert layout.virtual_bytes == CLUSTER_BYTES + 1024
+    qemu_img("check", "-q", "-f", "qcow2", "image.qcow2", cwd=str(tmp_path))
+    qemu_img("convert", "-f", "qcow2", "-O", "raw", "image.qcow2", "back.raw", cwd=str(tmp_path))
+    back = (tmp_path / "back.raw").read_bytes()
+    assert back == (b"q" * (CLUSTER_BYTES + 1001)).ljust(layout.virtual_bytes, b"\0")
+
+
+def test_the_tables_of_a_large_disk_never_stand_in_memory_together() -> None:
+    """A full disk of 4 TiB has 512 MiB of L2 tables; making them takes a few clusters."""
+    clusters = 4 * TIB // CLUSTER_BYTES
+    layout = Qcow2Layout(ClusterMap(4 * TIB, Runs([(0, clusters)])))
+    tables_bytes = layout.length_bytes - layout.data_bytes
+    stream = layout.stream(Patterned(4 * TIB))
+    tracemalloc.start()
+    try:
+        seen = 0
+        while seen < 300 << 20:
+            seen += len(next(stream))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert tables_bytes > 512 << 20
+    assert peak < 8 << 20
+
+
+def test_a_backing_name_that_does_not_fit_the_format_is_refused() -> None:
+    with pytest.raises(ValueError, match="1023 bytes"):
+        Qcow2Layout(ClusterMap(GIB, Runs()), Backing(name="x" * 1024, format="qcow2"))
+
+
+@given(sizes, writes)
+def test_a_raw_image_is_the_disk_itself(size_bytes: int, what: list[tuple[int, int, int]]) -> None:
+    source = MemorySource(written(size_bytes, what))
+    assert image_of(RawLayout.of(source), source) == written(size_bytes, what)
+
+
+class Patterned(MemorySource):
+    """A disk of any size that reads as 0xA5 throughout."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(b"")
+        self.size_bytes = size_bytes
+
+    def read_in_order(self, pieces: Iterable[tuple[int, int]]) -> Iterator[bytearray]:
+        for _, length in pieces:
+            yield bytearray(b"\xa5" * length)

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs run bounded, one at a time for an instance, and every one ends in an outcome."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from common.errors import CaptureFailed, JobCancelled, StillframeError
+from common.messages import SnapshotRequest
+from common.states import JobState
+from compute_agent.jobs import Job, Jobs
+from compute_agent.journal import Entry, Journal
+from tests.unit.compute_agent.conftest import RecordedReports
+
+NewRequest = Callable[..., SnapshotRequest]
+LONG_S = 20.0
+
+
+@pytest.fixture
+def entry_of(journal: Journal) -> Callable[[SnapshotRequest], Entry]:
+    def accept(request: SnapshotRequest) -> Entry:
+        journal.accept(request, {})
+        entry = journal.find(request.job_id)
+        assert entry is not None
+        return entry
+
+    return accept
+
+
+class Pipeline:
+    """Holds each job until it is let go; counts who runs beside whom."""
+
+    def __init__(self) -> None:
+        self.go = threading.Semaphore(0)
+        self.began = threading.Semaphore(0)
+        self.lock = threading.Lock()
+        self.running: list[str] = []
+        self.most = 0
+
+    def run(self, job: Job) -> None:
+        with self.lock:
+            assert job.request.instance.uuid not in self.running
+            self.running.append(job.request.instance.uuid)
+            self.most = max(self.most, len(self.running))
+        self.began.release()
+        while not self.go.acquire(timeout=0.02):
+            job.raise_if_stopped()
+        with self.lock:
+            self.running.remove(job.request.instance.uuid)
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONG_S
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to hold"
+        time.sleep(0.005)
+
+
+def jobs_with(run: Callable[[Job], None], reports: RecordedReports, limit: int = 2) -> Jobs:
+    return Jobs(run, host="h", limit=limit, reports=reports)
+
+
+def test_no_more_jobs_run_than_the_limit(
+    reports: RecordedReports, new_request: NewRequest, entry_of: Callable[..., Entry]
+) -> None:
+    pipeline = Pipeline()
+    jobs = jobs_with(pipeline.run, reports)
+    for _ in range(4):
+        jobs.submit(entry_of(new_request()))
+    pipeline.go.release(4)
+    wait_for(lambda: len(reports.outcomes) == 4)
+    assert pipeline.most == 2
+    jobs.stop(time.monotonic() + LONG_S)
+
+
+def test_jobs_of_one_instance_take_turns(
+    reports: RecordedReports, new_request: NewRequest, entry_of: Callable[..., Entry]
+) -> None:
+    pipeline = Pipeline()  # asserts that it never sees one instance twice
+    jobs = jobs_with(pipeline.run, reports)
+    instance = new_request().instance.uuid
+    for _ in range(3):
+        jobs.submit(entry_of(new_request(instance)))
+    pipeline.go.release(3)
+    wait_for(lambda: len(reports.outcomes) == 3)
+    assert {outcome.state for outcome in reports.outcomes} == {JobState.DONE}
+    jobs.stop(time.monotonic() + LONG_S)
+
+
+@pytest.mark.parametrize(
+    ("raised", "state", "code"),
+    [
+        (CaptureFailed("no room"), JobState.ERROR, "capture_failed"),
+        (JobCancelled("asked for"), JobState.CANCELLED, "cancelled"),
+        (ZeroDivisionError("secret /path"), JobState.ERROR, "internal_error"),
+    ],
+    ids=["ours", "cancelled", "unforeseen"],
+)
+def test_whatever_the_work_raises_becomes_an_outcome(
+    raised: Exception,
+    state: JobState,
+    code: str,
+    reports: RecordedReports,
+    new_request: NewRequest,
+    entry_of: Callable[..., Entry],
+) -> None:
+    def run(_job: Job) -> None:
+        raise raised
+
+    jobs = jobs_with(run, reports)
+    jobs.submit(entry_of(new_request()))
+    wait_for(lambda: bool(reports.outcomes))
+    (outcome,) = reports.outcomes
+    assert (outcome.state, outcome.reason_code) == (state, code)
+    assert "/path" not in (outcome.reason or ""), "nothing internal reaches a tenant"
+    jobs.stop(time.monotonic() + LONG_S)
+
+
+def test_a_cancelled_job_ends_with_the_reason_given(
+    reports: RecordedReports, new_request: NewRequest, entry_of: Callable[..., Entry]
+) -> None:
+    pipeline = Pipeline()
+    jobs = jobs_with(pipeline.run, reports)
+    entry = entry_of(new_request())
+    jobs.submit(entry)
+    assert pipeline.began.acquire(timeout=LONG_S)
+    assert jobs.cancel(entry.job_id, StillframeError("the disk is needed"))
+    wait_for(lambda: bool(reports.outcomes))
+    assert reports.outcomes[0].reason == "the disk is needed"
+    assert not jobs.cancel(entry.job_id, StillframeError("again"))
+    jobs.stop(time.monotonic() + LONG_S)
+
+
+def test_a_stop_interrupts_what_runs_and_leaves_what_waits_in_the_journal(
+    journal: Journal,
+    reports: RecordedReports,
+    new_request: NewRequest,
+    entry_of: Callable[..., Entry],
+) -> None:
+    pipeline = Pipeline()
+    jobs = jobs_with(pipeline.run, reports, limit=1)
+    running, waiting = entry_of(new_request()), entry_of(new_request())
+    jobs.submit(running)
+    assert pipeline.began.acquire(timeout=LONG_S)
+    jobs.submit(waiting)
+    jobs.stop(time.monotonic() + 5.5)
+    assert [outcome.reason_code for outcome in reports.outcomes] == ["interrupted"]
+    assert [entry.job_id for entry in journal.open_entries()] == [waiting.job_id]

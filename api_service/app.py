@@ -9,6 +9,7 @@ that. `make_parts` wires everything from CONF, which nothing below reads;
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import falcon
@@ -26,7 +27,13 @@ from api_service.resources.flavors import Flavors, FlavorsDetail, FlavorShow
 from api_service.resources.operations import ComputeServices, Job, Jobs
 from api_service.resources.servers import Server, Servers, ServersDetail
 from api_service.resources.services import Resource, Services
-from api_service.resources.versions import Health, OldVersionDocument, Root, VersionDocument
+from api_service.resources.versions import (
+    Health,
+    NoIdentityDocument,
+    OldVersionDocument,
+    Root,
+    VersionDocument,
+)
 from api_service.snapshots import Snapshots
 from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
@@ -41,6 +48,7 @@ ROUTES: tuple[tuple[str, type[Resource], str | None], ...] = (
     ("/healthcheck", Health, None),
     ("/v2", OldVersionDocument, None),
     ("/v2.1", VersionDocument, None),
+    ("/v3", NoIdentityDocument, None),
     ("/v2.1/servers", Servers, None),
     ("/v2.1/servers/detail", ServersDetail, None),
     ("/v2.1/servers/{server_id}", Server, None),
@@ -135,7 +143,7 @@ def make_database(settings: cfg.ConfigOpts) -> Database:
     """Return the database of `[database] connection`, by default SQLite in `state_path`."""
     register_database_options(settings)
     group = settings.database
-    connection = group.connection or f"sqlite:///{settings.state_path}/api.sqlite"
+    connection = group.connection or _default_database(Path(settings.state_path))
     return Database(
         connection,
         max_retries=group.max_retries,
@@ -145,6 +153,11 @@ def make_database(settings: cfg.ConfigOpts) -> Database:
         max_overflow=group.max_overflow,
         pool_timeout=group.pool_timeout,
     )
+
+
+def _default_database(state_path: Path) -> str:
+    state_path.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{state_path}/api.sqlite"
 
 
 def register_database_options(settings: cfg.ConfigOpts) -> None:

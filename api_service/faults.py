@@ -88,7 +88,7 @@ def handle(
         return
     fault = fault_of(error)
     if fault is INTERNAL:
-        LOG.exception("%s %s failed in an unforeseen way", request.method, request.path)
+        LOG.error("%s %s failed in an unforeseen way", request.method, request.path, exc_info=error)
         _tell(response, fault, _UNEXPECTED)
         return
     LOG.info("%s %s refused with %d: %s", request.method, request.path, fault.status, error)

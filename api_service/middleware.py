@@ -21,7 +21,7 @@ from common.context import RequestContext
 LOG = logging.getLogger(__name__)
 
 #: What answers without an identity: clients discover versions before they log in.
-_OPEN_PATHS = frozenset({"/", "/v2", "/v2.1", "/healthcheck"})
+_OPEN_PATHS = frozenset({"", "/v2", "/v2.1", "/v3", "/healthcheck"})
 _NOVA_PREFIX = "/v2"
 
 
@@ -78,7 +78,7 @@ class NoIdentity:
 
     def process_request(self, request: falcon.Request, _response: falcon.Response) -> None:
         """Complete the request's context, or raise Unauthenticated."""
-        if request.path.rstrip("/") in {path.rstrip("/") for path in _OPEN_PATHS}:
+        if request.path.rstrip("/") in _OPEN_PATHS:
             return
         user, _, project = (request.get_header("X-Auth-Token") or "").partition(":")
         if not user:

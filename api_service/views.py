@@ -31,7 +31,6 @@ _REBUILDING = {
     TaskState.REBUILD_BLOCK_DEVICE_MAPPING,
     TaskState.REBUILD_SPAWNING,
 }
-_SHOWS_PROGRESS = {"ACTIVE", "BUILD", "REBUILD", "RESIZE", "VERIFY_RESIZE", "MIGRATING"}
 VM_STATES_OF_STATUS = {status: vm_state for vm_state, status in _STATUS.items()}
 
 _MIB_PER_GIB = 1024
@@ -65,7 +64,8 @@ def server_summary(instance: Instance, viewer: Viewer) -> dict[str, Any]:
 def server(instance: Instance, viewer: Viewer, *, show: bool) -> dict[str, Any]:
     """Return a server's body; `show` adds what only `GET /servers/{id}` has."""
     body = server_summary(instance, viewer) | _always(instance, viewer)
-    if status_of(instance) in _SHOWS_PROGRESS:
+    if instance.task_state is not None:
+        # Nova shows a progress that never moves; ours is there while there is one.
         body["progress"] = instance.progress
     if instance.vm_state is VmState.ERROR:
         body["fault"] = {

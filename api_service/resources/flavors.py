@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`/flavors`: the sizes of the instances that the caller sees; stock clients ask for their names."""
+"""`/flavors`: the sizes of the instances that the caller sees; stock clients ask for them."""
 
 from __future__ import annotations
 

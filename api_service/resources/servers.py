@@ -37,7 +37,7 @@ class Servers(Resource):
         return views.server_summary(instance, viewer)
 
     def _query(self, request: falcon.Request) -> InstanceQuery | None:
-        """Return what is asked for; None for what nothing can match. Unknown filters are ignored."""
+        """Return what is asked for; None if nothing can match. Unknown filters are ignored."""
         caller = self.caller(request)
         is_admin = self.services.authorizer.is_admin(caller)
         limit = min(_number(request, "limit", self.services.max_limit), self.services.max_limit)

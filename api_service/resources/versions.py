@@ -49,6 +49,19 @@ class OldVersionDocument(VersionDocument):
     version_id = "v2.0"
 
 
+class NoIdentityDocument(Resource):
+    """`GET /v3`: stock clients look for a Keystone before they list servers.
+
+    With `auth_strategy = noauth` there is none; they are content with this, and
+    ask it nothing more.
+    """
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Claim to be an identity service of version 3."""
+        link = {"rel": "self", "href": f"{self.base_url(request)}/v3/"}
+        response.media = {"version": {"id": "v3.14", "status": "stable", "links": [link]}}
+
+
 class Health(Resource):
     """`GET /healthcheck`: 200 while every backend works, 503 otherwise, and which does not."""
 

@@ -204,7 +204,7 @@ class Ledger:
 
 
 def _show(session: Session, job: JobRow, shown: dict[str, Any], state: JobState) -> None:
-    let_go = {"job_id": None, "progress": _PERCENT} if state in ENDED else {}
+    let_go = {"job_id": None, "progress": 0} if state in ENDED else {}
     session.execute(
         update(InstanceRow)
         .where(InstanceRow.uuid == job.instance_uuid, InstanceRow.job_id == job.id)

@@ -44,7 +44,7 @@ def test_a_version_outside_the_range_is_refused_with_the_range(text: str) -> Non
 
 @pytest.mark.parametrize("text", ["two", "2", "2.x", "2.1.1"])
 def test_a_malformed_version_is_the_callers_fault(text: str) -> None:
-    with pytest.raises(BadRequest, match="MajorNum.MinorNum"):
+    with pytest.raises(BadRequest, match=r"MajorNum\.MinorNum"):
         ask(X_OpenStack_Nova_API_Version=text)
 
 

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole API in process: real application, real SQLite, an agent and a Glance made of tests.
+
+`cloud` is wired as `api_service.app` wires it; only what lies outside of the
+process (RabbitMQ, Glance) is a twin in memory.
+"""
+
+from __future__ import annotations
+
+import queue
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from falcon import testing
+from oslo_config import cfg
+
+from api_service.agent_client import AgentClient
+from api_service.agents import Agents
+from api_service.app import make_application
+from api_service.dispatcher import Dispatcher
+from api_service.policies import Authorizer
+from api_service.reaper import Reaper
+from api_service.resources.services import Services
+from api_service.snapshots import Snapshots
+from api_service.status import StatusEndpoint
+from api_service.store.engine import Database
+from api_service.store.inventory import Inventory
+from api_service.store.ledger import Ledger
+from common import context
+from common.errors import StillframeError
+from common.messages import InstanceRecord
+from tests.api import agents as agent_says
+from tests.api.memory_images import MemoryImages
+
+DOWN_AFTER_S = 60.0
+ACCEPT_TIMEOUT_S = 300.0
+
+
+class RecordedCasts:
+    """Stands where the RPC client stands; keeps what was cast, or fails as told."""
+
+    def __init__(self) -> None:
+        self.failure: StillframeError | None = None
+        self.attempts = 0
+        self._casts: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def cast(
+        self,
+        caller: context.RequestContext,
+        method: str,
+        *,
+        host: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        """Keep a cast."""
+        self.attempts += 1
+        if self.failure is not None:
+            raise self.failure
+        self._casts.put({"caller": caller, "method": method, "host": host, **arguments})
+
+    def next(self) -> dict[str, Any]:
+        """Wait for the next cast; raises queue.Empty if none comes."""
+        return self._casts.get(timeout=10)
+
+    def empty(self) -> bool:
+        """Tell whether nothing waits to be looked at."""
+        return self._casts.empty()
+
+
+class Cloud:
+    """One API process and what it talks to. Two of them may share `database_url`."""
+
+    def __init__(self, database_url: str, images: MemoryImages, casts: RecordedCasts) -> None:
+        self.database = Database(database_url)
+        self.ledger, self.inventory = Ledger(self.database), Inventory(self.database)
+        self.agents = Agents(self.inventory, DOWN_AFTER_S)
+        self.images = images
+        self.casts = casts
+        self.dispatcher = Dispatcher(self.ledger, AgentClient(casts))  # type: ignore[arg-type]
+        self.status = StatusEndpoint(self.ledger, self.inventory, images)
+        self.reaper = self.make_reaper()
+        self.health: dict[str, Callable[[], Any]] = {"database": lambda: None}
+        self.http = testing.TestClient(make_application(self._services()))
+
+    def make_reaper(self, *, interval_s: float = 0.0, silence_s: float = 3600.0) -> Reaper:
+        """Return a reaper, not started; a test calls `round` itself."""
+        return Reaper(
+            database=self.database,
+            ledger=self.ledger,
+            agents=self.agents,
+            images=self.images,
+            dispatcher=self.dispatcher,
+            interval_s=interval_s,
+            silence_s=silence_s,
+        )
+
+    def _services(self) -> Services:
+        conf = cfg.ConfigOpts()
+        conf([], project="stillframe", default_config_files=[], default_config_dirs=[])
+        snapshots = Snapshots(
+            ledger=self.ledger,
+            agents=self.agents,
+            images=self.images,
+            accept_timeout_s=ACCEPT_TIMEOUT_S,
+        )
+        return Services(
+            authorizer=Authorizer(conf),
+            inventory=self.inventory,
+            ledger=self.ledger,
+            agents=self.agents,
+            snapshots=snapshots,
+            dispatcher=self.dispatcher,
+            health_checks=self.health,
+            link_prefix=None,
+            max_limit=1000,
+        )
+
+    def report(self, method: str, report: dict[str, Any], **caller: Any) -> Any:
+        """Let an agent's report arrive."""
+        return getattr(self.status, method)(context.new(**caller), report=report)
+
+    def announce(self, *instances: InstanceRecord, **heartbeat: Any) -> None:
+        """Let a host announce its complete list of instances."""
+        self.report("host_report", agent_says.heartbeat(*instances, **heartbeat))
+
+    def get(self, url: str, who: str | None = "demo:p-demo", version: str = "2.96") -> Any:
+        """GET a URL as somebody, in a version."""
+        return self.http.simulate_get(url, headers=headers(who, version))
+
+    def act(
+        self,
+        uuid: str,
+        body: Any,
+        who: str | None = "demo:p-demo",
+        version: str = "2.96",
+    ) -> Any:
+        """POST an action to a server."""
+        url = f"/v2.1/servers/{uuid}/action"
+        return self.http.simulate_post(url, json=body, headers=headers(who, version))
+
+    def snapshot(self, uuid: str, name: str = "nightly", **changes: Any) -> Any:
+        """Ask for a snapshot."""
+        return self.act(uuid, {"createImage": {"name": name}}, **changes)
+
+    def server(self, uuid: str, who: str = "admin:ops") -> dict[str, Any]:
+        """Return a server's body, as the administrator sees it."""
+        reply = self.get(f"/v2.1/servers/{uuid}", who)
+        assert reply.status_code == 200, reply.text
+        body: dict[str, Any] = reply.json["server"]
+        return body
+
+    def job_of(self, image_id: str) -> Any:
+        """Return the ledger's job that makes an image, as the administrator sees it."""
+        reply = self.get("/v1/jobs", "admin:ops")
+        assert reply.status_code == 200, reply.text
+        (job,) = [job for job in reply.json["jobs"] if job["image_id"] == image_id]
+        return job
+
+    def task_state(self, uuid: str) -> str | None:
+        """Return what is being done to a server."""
+        state: str | None = self.server(uuid)["OS-EXT-STS:task_state"]
+        return state
+
+
+def headers(token: str | None, version: str) -> dict[str, str]:
+    """Return the headers that keystoneauth sends."""
+    named = {
+        "OpenStack-API-Version": f"compute {version}",
+        "X-OpenStack-Nova-API-Version": version,
+    }
+    return named if token is None else named | {"X-Auth-Token": token}
+
+
+@pytest.fixture
+def images() -> MemoryImages:
+    return MemoryImages()
+
+
+@pytest.fixture
+def casts() -> RecordedCasts:
+    return RecordedCasts()
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of the newest schema: copying one is quicker than migrating."""
+    path = tmp_path_factory.mktemp("database") / "api.sqlite"
+    database = Database(f"sqlite:///{path}")
+    database.sync()
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.engine.dispose()
+    return path
+
+
+@pytest.fixture
+def database_url(tmp_path: Path, migrated: Path) -> str:
+    return f"sqlite:///{shutil.copy(migrated, tmp_path)}"
+
+
+@pytest.fixture
+def cloud(database_url: str, images: MemoryImages, casts: RecordedCasts) -> Iterator[Cloud]:
+    cloud = Cloud(database_url, images, casts)
+    yield cloud
+    cloud.database.engine.dispose()
+
+
+@pytest.fixture
+def instance(cloud: Cloud) -> InstanceRecord:
+    """A running instance of project p-demo on a host whose agent is up."""
+    record = agent_says.instance()
+    cloud.announce(record)
+    return record

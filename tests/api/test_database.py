@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schema, and that two processes on one database do not trip over each other."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from api_service.store.engine import Database, newest_version
+from api_service.store.inventory import Inventory
+from api_service.store.models import Base
+from common.errors import ConfigurationError
+from common.messages import HostReport, InstanceRecord
+from tests.api import agents as agent_says
+from tests.api.conftest import Cloud
+
+
+def test_the_migrations_make_exactly_the_models(cloud: Cloud) -> None:
+    with cloud.database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_an_empty_database_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/empty.sqlite")
+    with pytest.raises(ConfigurationError, match="stillframe-manage db sync"):
+        database.require_current()
+    database.sync()
+    database.require_current()
+    database.engine.dispose()
+
+
+def test_a_database_of_a_newer_release_is_refused(cloud: Cloud) -> None:
+    with cloud.database.write() as session:
+        session.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigurationError, match="9999"):
+        cloud.database.require_current()
+
+
+def test_syncing_twice_is_harmless(cloud: Cloud) -> None:
+    cloud.database.sync()
+    assert cloud.database.version() == newest_version()
+
+
+def test_sqlite_lets_readers_go_on_while_one_writes(cloud: Cloud) -> None:
+    with cloud.database.engine.connect() as connection:
+        assert connection.execute(sa.text("PRAGMA journal_mode")).scalar() == "wal"
+        assert connection.execute(sa.text("PRAGMA busy_timeout")).scalar() > 1000
+
+
+def test_first_reports_of_one_host_may_come_at_once(database_url: str, cloud: Cloud) -> None:
+    """Two API processes take an agent's first reports: neither may fail on the other's row."""
+    report = HostReport.from_wire(agent_says.heartbeat(agent_says.instance()))
+    others = [Database(database_url) for _ in range(4)]
+    start = threading.Barrier(len(others))
+
+    def take(database: Database) -> bool:
+        start.wait(10)
+        return Inventory(database).take(report)
+
+    with ThreadPoolExecutor(len(others)) as pool:
+        news = list(pool.map(take, others))
+    for database in others:
+        database.engine.dispose()
+    assert sum(news) == 1
+    assert len(cloud.inventory.agents()) == 1
+
+
+def test_writers_wait_for_each_other(
+    database_url: str, cloud: Cloud, instance: InstanceRecord
+) -> None:
+    """Heartbeats from many processes at once: none may meet a locked database."""
+    others = [Database(database_url) for _ in range(4)]
+
+    def report(number: int) -> None:
+        inventory = Inventory(others[number % len(others)])
+        heartbeat = agent_says.heartbeat(agent_says.instance(), host=f"compute-{number % 7}")
+        inventory.take(HostReport.from_wire(heartbeat))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(report, range(60)))
+    for database in others:
+        database.engine.dispose()
+    assert len(cloud.inventory.agents()) == 7

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heartbeats: which instances exist, where, and which agents live."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from common import clock
+from common.messages import InstanceRecord
+from common.states import PowerState
+from tests.api import agents as agent_says
+from tests.api.conftest import DOWN_AFTER_S, Cloud
+
+
+def listed(cloud: Cloud) -> set[str]:
+    """Return the names of all servers."""
+    reply = cloud.get("/v2.1/servers?all_tenants=1", "admin:ops")
+    return {server["name"] for server in reply.json["servers"]}
+
+
+def test_a_complete_list_replaces_what_was_known(cloud: Cloud) -> None:
+    stays, goes = agent_says.instance(name="stays"), agent_says.instance(name="goes")
+    cloud.announce(stays, goes)
+    cloud.announce(stays, agent_says.instance(name="comes"))
+    assert listed(cloud) == {"stays", "comes"}
+    assert cloud.get(f"/v2.1/servers/{goes.uuid}").status_code == 404
+
+
+def test_one_that_comes_back_is_there_again(cloud: Cloud, instance: InstanceRecord) -> None:
+    cloud.announce()
+    assert listed(cloud) == set()
+    cloud.announce(instance)
+    assert listed(cloud) == {"web"}
+
+
+def test_a_host_says_nothing_about_anothers_instances(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    cloud.announce(agent_says.instance(name="far"), host="compute-2")
+    cloud.announce(host="compute-2")
+    assert listed(cloud) == {"web"}
+
+
+def test_a_heartbeat_without_a_list_changes_no_instance(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    cloud.announce(complete=False)
+    assert listed(cloud) == {"web"}
+
+
+def test_an_instance_that_moved_belongs_to_the_host_that_saw_it_last(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    cloud.announce(instance, host="compute-2")
+    assert cloud.server(instance.uuid)["OS-EXT-SRV-ATTR:host"] == "compute-2"
+    cloud.announce()
+    assert cloud.server(instance.uuid)["OS-EXT-SRV-ATTR:host"] == "compute-2"
+
+
+def test_an_older_report_that_comes_later_moves_nothing_back(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    before = clock.epoch_s() - 30
+    cloud.announce(instance, host="compute-2", at=clock.epoch_s())
+    cloud.announce(instance, at=before)
+    assert cloud.server(instance.uuid)["OS-EXT-SRV-ATTR:host"] == "compute-2"
+
+
+def test_an_older_list_that_comes_later_removes_nothing(cloud: Cloud) -> None:
+    """A report from before the instance was made, overtaken on the way."""
+    now = clock.epoch_s()
+    instance = agent_says.instance()
+    cloud.announce(instance, at=now)
+    cloud.announce(at=now - 30)
+    assert listed(cloud) == {"web"}
+
+
+def test_a_report_never_touches_the_task_state(cloud: Cloud, instance: InstanceRecord) -> None:
+    cloud.snapshot(instance.uuid)
+    cloud.announce(dataclasses.replace(instance, name="renamed"))
+    body = cloud.server(instance.uuid)
+    assert (body["name"], body["OS-EXT-STS:task_state"]) == ("renamed", "image_snapshot_pending")
+
+
+def test_the_pause_of_a_job_is_not_shown_as_the_users(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    """A snapshot pauses for milliseconds; a report from just then would stand for a minute."""
+    cloud.snapshot(instance.uuid)
+    cloud.announce(dataclasses.replace(instance, power_state=PowerState.PAUSED))
+    assert cloud.server(instance.uuid)["status"] == "ACTIVE"
+    cloud.announce(dataclasses.replace(instance, power_state=PowerState.SHUTDOWN))
+    assert cloud.server(instance.uuid)["status"] == "SHUTOFF"
+
+
+def test_an_agent_that_is_silent_is_down(cloud: Cloud, instance: InstanceRecord) -> None:
+    (up,) = cloud.get("/v2.1/os-services", "admin:ops").json["services"]
+    assert up["state"] == "up"
+    assert cloud.server(instance.uuid)["host_status"] == "UP"
+    cloud.agents._down_after *= 0
+    (down,) = cloud.get("/v2.1/os-services", "admin:ops").json["services"]
+    assert down["state"] == "down"
+    assert cloud.server(instance.uuid)["host_status"] != "UP"
+
+
+def test_a_heartbeat_that_waited_in_the_queue_does_not_raise_the_dead(cloud: Cloud) -> None:
+    """The API was stopped, the agent died meanwhile; its old heartbeats are delivered now."""
+    record = agent_says.instance()
+    cloud.announce(record, at=clock.epoch_s() - 10 * DOWN_AFTER_S)
+    (service,) = cloud.get("/v2.1/os-services", "admin:ops").json["services"]
+    assert service["state"] == "down"
+    assert cloud.snapshot(record.uuid).status_code == 409
+
+
+def test_a_thousand_instances_come_in_one_report(cloud: Cloud) -> None:
+    records = [agent_says.instance(name=f"s{number}") for number in range(1000)]
+    cloud.announce(*records)
+    cloud.announce(*records[:10])
+    assert len(listed(cloud)) == 10

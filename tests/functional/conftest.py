@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real parts that functional tests use; each starts once, and is stopped by process id.
+
+`cloud` is the whole with a broker of its own process; `new_guest` boots guests in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.stack import glance as glance_tools
+from tools.stack.cloud import Cloud
+from tools.stack.guest import Guest, GuestWish, build_image, choose_accelerator
+
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".demo" / "cache"
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> Path:
+    """The test guest: kernel, initrd and a small disk."""
+    return build_image(CACHE / "test-guest", size_mib=512, payload_mib=48)
+
+
+@pytest.fixture(scope="session")
+def accelerator(guest_image: Path) -> str:
+    """KVM where it really works, software emulation elsewhere."""
+    return choose_accelerator(guest_image, CACHE / "accelerator")
+
+
+@pytest.fixture(scope="session")
+def glance_venv() -> Path:
+    """PyPI's Glance."""
+    venv = CACHE / "venv-glance"
+    glance_tools.make_venv(venv)
+    return venv
+
+
+@pytest.fixture(scope="session")
+def cloud(
+    tmp_path_factory: pytest.TempPathFactory,
+    guest_image: Path,
+    accelerator: str,
+    glance_venv: Path,
+) -> Iterator[Cloud]:
+    """Broker, Glance, libvirt and both daemons as processes."""
+    cloud = Cloud(
+        tmp_path_factory.mktemp("cloud"),
+        cache=CACHE,
+        bin_directory=Path(sys.executable).parent,
+        image=guest_image,
+        accelerator=accelerator,
+    )
+    try:
+        cloud.start_parts()
+        cloud.start_daemons()
+        yield cloud
+    finally:
+        cloud.stop()
+
+
+@pytest.fixture
+def new_guest(cloud: Cloud) -> Iterator[Callable[..., Guest]]:
+    """Boot guests (`start=False`: define only); they are removed afterwards."""
+    guests: list[Guest] = []
+
+    def make(*, start: bool = True, **wish: Any) -> Guest:
+        guest = cloud.guest(GuestWish(name=f"test-{next(_numbers)}", **wish))
+        guests.append(guest)
+        guest.define()
+        if start:
+            guest.start()
+        cloud.wait_for_instance(guest, "ACTIVE" if start else "SHUTOFF")
+        return guest
+
+    yield make
+    for guest in guests:
+        guest.remove()
+
+
+@pytest.fixture(scope="session")
+def running_guest(cloud: Cloud) -> Iterator[Guest]:
+    """One booted, writing guest for the tests that leave it as it was."""
+    guest = cloud.guest(GuestWish(name="test-shared"))
+    guest.define()
+    guest.start()
+    cloud.wait_for_instance(guest)
+    yield guest
+    guest.remove()

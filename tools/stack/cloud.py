@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole: broker, image service, hypervisor and Stillframe's two daemons, composed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tools.stack.glance import Glance
+from tools.stack.guest import Guest, GuestWish
+from tools.stack.libvirtd import Libvirtd
+from tools.stack.process import Process, free_port
+from tools.stack.rabbitmq import RabbitMq
+
+_READY_TIMEOUT_S = 60.0
+
+_CONFIG = """\
+[DEFAULT]
+transport_url = {transport_url}
+host = {host}
+state_path = {here}/state
+report_interval = 2
+service_down_time = 15
+graceful_shutdown_timeout = 20
+[oslo_messaging_rabbit]
+rabbit_quorum_queue = true
+rabbit_transient_quorum_queue = true
+rabbit_qos_prefetch_count = 8
+[api]
+bind_port = {port}
+dispatch_interval = 2
+[agent]
+progress_log_interval = 2
+[libvirt]
+connection_uri = {libvirt_uri}
+[glance]
+endpoint_override = {glance_endpoint}
+[capture]
+scratch_directory = {here}/scratch
+socket_directory = {run}/nbd
+{extra}
+"""
+_CLOUDS = """\
+# Stock clients: openstack --os-cloud stillframe-demo server list
+clouds:
+{clouds}"""
+_CLOUD = """\
+  {name}:
+    auth_type: admin_token
+    auth:
+      endpoint: {api}/v2.1
+      token: "{token}"
+    compute_endpoint_override: {api}/v2.1
+    compute_api_version: "2.1"
+    image_endpoint_override: {glance}
+    image_api_version: "2"
+    # There is no Keystone here; clients look whether it speaks v3 all the same.
+    identity_endpoint_override: {api}/v3
+    identity_api_version: "3"
+"""
+
+
+class Cloud:
+    """One private cloud in `directory`; `bin_directory` holds stillframe-api and -compute.
+
+    `extra_config` is appended to stillframe.conf. State in `directory`
+    survives `stop` and `start`; `cache` is for what takes long to make.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        cache: Path,
+        bin_directory: Path,
+        image: Path,
+        accelerator: str,
+        extra_config: str = "",
+        broker: Any | None = None,
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self._bin = bin_directory
+        self._image = image
+        self._accelerator = accelerator
+        self._extra_config = extra_config
+        self.rabbitmq = broker or RabbitMq(directory / "rabbitmq")
+        self.glance = Glance(directory / "glance", cache / "venv-glance")
+        self.libvirtd = Libvirtd(directory / "libvirt", cache)
+        self.api = Process("stillframe-api", directory)
+        self.agent = Process("stillframe-compute", directory)
+        self.log_directory = directory / "log"
+        self.host = "demo-host"
+        record = directory / "api-port"
+        if not record.exists():
+            record.write_text(str(free_port()))
+        self._api_port = int(record.read_text())
+
+    @property
+    def api_url(self) -> str:
+        """URL of stillframe-api."""
+        return f"http://127.0.0.1:{self._api_port}"
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration of both daemons."""
+        return self.directory / "stillframe.conf"
+
+    @property
+    def clouds_file(self) -> Path:
+        """The configuration of stock clients."""
+        return self.directory / "clouds.yaml"
+
+    def start_parts(self) -> None:
+        """Start broker, image service and hypervisor, side by side."""
+        parts = (self.rabbitmq, self.glance, self.libvirtd)
+        with ThreadPoolExecutor() as pool:
+            for done in [pool.submit(part.start) for part in parts]:
+                done.result()
+
+    def start_daemons(self) -> None:
+        """Write the configuration, bring the database up to date, start what does not run."""
+        self.configure()
+        self.start_api()
+        self.start_agent()
+
+    def start_api(self) -> None:
+        """Start stillframe-api and wait until it answers."""
+        if self.api.pid is None:
+            self.manage("db", "sync")
+            self.api.start(self._command("stillframe-api"))
+        self.api.wait_until(lambda: self.get("/") is not None, _READY_TIMEOUT_S)
+
+    def start_agent(self) -> None:
+        """Start stillframe-compute and wait until the API knows it to be up."""
+        if self.agent.pid is None:
+            self.agent.start(self._command("stillframe-compute"))
+        self.agent.wait_until(self._agent_is_up, _READY_TIMEOUT_S)
+
+    def manage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run stillframe-manage on this cloud; raise CalledProcessError unless it exits with 0."""
+        command = [*self._command("stillframe-manage", logs=False), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+
+    def stop(self) -> None:
+        """Stop everything that was started, and only that."""
+        for process in (self.agent, self.api):
+            process.stop()
+        for part in (self.libvirtd, self.glance, self.rabbitmq):
+            part.stop()
+
+    def guest(self, wish: GuestWish) -> Guest:
+        """Return a guest; it is neither defined nor started yet."""
+        return Guest(self.libvirtd, self._image, self.directory / "guests", wish, self._accelerator)
+
+    def wait_for_instance(self, guest: Guest, status: str = "ACTIVE") -> None:
+        """Wait until the API shows the guest, in that status."""
+        _wait(lambda: self.server(guest).get("status") == status, f"instance {guest.name}")
+
+    def server(self, guest: Guest) -> dict[str, Any]:
+        """Return the guest as the API shows it; empty if it does not."""
+        found = self.get(f"/v2.1/servers/{guest.uuid}")
+        return found["server"] if found else {}
+
+    def get(self, path: str, token: str = "admin:admin") -> Any:  # noqa: S107 # noauth's own form
+        """Return what the API answers; None if it does not answer 200."""
+        headers = {"X-Auth-Token": token, "OpenStack-API-Version": "compute latest"}
+        request = urllib.request.Request(self.api_url + path, headers=headers)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+                return json.load(response)
+        except (urllib.error.URLError, OSError):
+            return None
+
+    def configure(self) -> None:
+        """Write stillframe.conf and clouds.yaml."""
+        self.log_directory.mkdir(exist_ok=True)
+        self.config_file.write_text(
+            _CONFIG.format(
+                transport_url=self.rabbitmq.transport_url,
+                host=self.host,
+                here=self.directory,
+                run=self.libvirtd.run,
+                port=self._api_port,
+                libvirt_uri=self.libvirtd.uri,
+                glance_endpoint=self.glance.endpoint,
+                extra=self._extra_config,
+            )
+        )
+        tokens = {"stillframe-demo": "demo:demo", "stillframe-admin": "admin:admin"}
+        clouds = "".join(
+            _CLOUD.format(name=name, api=self.api_url, glance=self.glance.endpoint, token=token)
+            for name, token in tokens.items()
+        )
+        self.clouds_file.write_text(_CLOUDS.format(clouds=clouds))
+
+    def _agent_is_up(self) -> bool:
+        found = self.get("/v2.1/os-services") or {"services": []}
+        return any(one["state"] == "up" for one in found["services"])
+
+    def _command(self, program: str, *, logs: bool = True) -> list[str]:
+        command = [str(self._bin / program), "--config-file", str(self.config_file)]
+        return [*command, "--log-dir", str(self.log_directory)] if logs else command
+
+
+def _wait(holds: Any, what: str, timeout_s: float = _READY_TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not come in {timeout_s} s")
+        time.sleep(0.1)

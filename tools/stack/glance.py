@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A private Glance: PyPI's release in a venv of its own, SQLite, a file store, no Keystone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tools.stack.process import Process, free_port, listens
+
+#: The release that demo and tests run with.
+REQUIREMENTS = ("glance==33.0.0", "cheroot>=11")
+_START_TIMEOUT_S = 60.0
+_SERVE = Path(__file__).with_name("serve_glance.py")
+
+_CONFIG = """\
+[DEFAULT]
+enabled_backends = file:file
+transport_url = fake://
+log_file = {here}/glance.log
+worker_self_reference_url = http://127.0.0.1:{port}
+[database]
+connection = sqlite:///{here}/glance.sqlite
+[glance_store]
+default_backend = file
+[file]
+filesystem_store_datadir = {here}/images
+filesystem_store_chunk_size = 4194304
+[os_glance_staging_store]
+filesystem_store_datadir = {here}/staging
+[os_glance_tasks_store]
+filesystem_store_datadir = {here}/tasks
+[paste_deploy]
+config_file = {venv}/etc/glance/glance-api-paste.ini
+[oslo_policy]
+enforce_scope = false
+enforce_new_defaults = false
+"""
+
+
+class Glance:
+    """One image service; its state in `directory` survives a restart."""
+
+    def __init__(self, directory: Path, venv: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._venv = venv
+        self.process = Process("glance", directory)
+        record = directory / "port"
+        if not record.exists():
+            record.write_text(str(free_port()))
+        self.port = int(record.read_text())
+
+    @property
+    def endpoint(self) -> str:
+        """Its URL, without a version."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def images(self) -> Path:
+        """Where the file store keeps the data, a file an image id."""
+        return self._directory / "images"
+
+    def start(self) -> None:
+        """Start it, if it does not run, and wait until it listens."""
+        if self.process.pid is None:
+            self._configure()
+            self.process.start(
+                [str(self._venv / "bin/python"), "-P", str(_SERVE), str(self.port)],
+                environment={"OS_GLANCE_CONFIG_DIR": str(self._directory)},
+            )
+        self.process.wait_until(lambda: listens(self.port), _START_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """Stop it."""
+        self.process.stop()
+
+    def _configure(self) -> None:
+        for name in ("images", "staging", "tasks"):
+            (self._directory / name).mkdir(exist_ok=True)
+        self._directory.joinpath("glance-api.conf").write_text(
+            _CONFIG.format(here=self._directory, port=self.port, venv=self._venv)
+        )
+        command = [str(self._venv / "bin/glance-manage"), "--config-dir", str(self._directory)]
+        with self.process.log.open("ab") as log:
+            subprocess.run([*command, "db_sync"], check=True, stdout=log, stderr=log, timeout=120)
+
+
+def make_venv(venv: Path) -> None:
+    """Install Glance into `venv`, unless the wanted release is there."""
+    stamp = venv / "stillframe-requirements"
+    wanted = "\n".join(REQUIREMENTS)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=120)
+    pip = [str(venv / "bin/pip"), "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *REQUIREMENTS], check=True, timeout=900)
+    stamp.write_text(wanted)

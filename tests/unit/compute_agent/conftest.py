@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,14 @@ import pytest
 from common import context
 from common.messages import InstanceRef, JobAccepted, JobOutcome, JobProgress, SnapshotRequest
 from compute_agent.journal import Journal
+
+
+def wait_for(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Wait until something that another thread does has come to hold."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to hold"
+        time.sleep(0.005)
 
 
 class RecordedReports:

@@ -16,7 +16,7 @@ from common.states import JobState
 from compute_agent.endpoint import Endpoint
 from compute_agent.jobs import Job, Jobs
 from compute_agent.journal import Journal
-from tests.unit.compute_agent.conftest import RecordedReports
+from tests.unit.compute_agent.conftest import RecordedReports, wait_for
 
 NewRequest = Callable[..., SnapshotRequest]
 
@@ -49,6 +49,7 @@ def test_a_repeated_cast_is_acknowledged_again_and_run_once(
     request = new_request()
     for _ in range(3):
         endpoint.snapshot_instance(context.new(), **request.to_wire())
+    wait_for(lambda: bool(reports.outcomes))
     jobs.stop(time.monotonic() + 10)
     assert ran == [request.job_id]
     assert [one.job_id for one in reports.acceptances] == [request.job_id] * 3

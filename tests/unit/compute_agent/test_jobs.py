@@ -14,7 +14,7 @@ from common.messages import SnapshotRequest
 from common.states import JobState
 from compute_agent.jobs import Job, Jobs
 from compute_agent.journal import Entry, Journal
-from tests.unit.compute_agent.conftest import RecordedReports
+from tests.unit.compute_agent.conftest import RecordedReports, wait_for
 
 NewRequest = Callable[..., SnapshotRequest]
 LONG_S = 20.0
@@ -51,13 +51,6 @@ class Pipeline:
             job.raise_if_stopped()
         with self.lock:
             self.running.remove(job.request.instance.uuid)
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LONG_S
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to hold"
-        time.sleep(0.005)
 
 
 def jobs_with(run: Callable[[Job], None], reports: RecordedReports, limit: int = 2) -> Jobs:
@@ -131,8 +124,8 @@ def test_a_cancelled_job_ends_with_the_reason_given(
     assert jobs.cancel(entry.job_id, StillframeError("the disk is needed"))
     wait_for(lambda: bool(reports.outcomes))
     assert reports.outcomes[0].reason == "the disk is needed"
-    assert not jobs.cancel(entry.job_id, StillframeError("again"))
     jobs.stop(time.monotonic() + LONG_S)
+    assert not jobs.cancel(entry.job_id, StillframeError("again"))
 
 
 def test_a_stop_interrupts_what_runs_and_leaves_what_waits_in_the_journal(

@@ -133,7 +133,9 @@ def make_application(services: Services) -> falcon.App[Any, Any]:
     """Return the WSGI application over `services`."""
     application = falcon.App(middleware=[one() for one in PIPELINE])
     application.req_options.strip_url_path_trailing_slash = True
-    application.add_error_handler(Exception, faults.handle)
+    # Falcon has a handler of its own for HTTPError, which the one for Exception leaves alone.
+    for kind in (Exception, falcon.HTTPError):
+        application.add_error_handler(kind, faults.handle)
     for url, resource, suffix in ROUTES:
         application.add_route(url, resource(services), suffix=suffix)
     return application

@@ -30,6 +30,8 @@ LOG = logging.getLogger(__name__)
 PROG = "stillframe-api"
 LOG_FILE = "n-api.log"
 
+_LISTEN_BACKLOG = 128
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the API until it is told to stop; return the process's exit code."""
@@ -48,8 +50,7 @@ def require_safe_identity(settings: cfg.ConfigOpts) -> None:
     Raises ConfigurationError for noauth on an address that is not the loopback.
     """
     address = str(settings.api.bind_host)
-    is_loopback = address == "localhost" or ipaddress.ip_address(address).is_loopback
-    if not is_loopback and settings.api.serve_http and not settings.api.noauth_anywhere:
+    if not _is_loopback(address) and settings.api.serve_http and not settings.api.noauth_anywhere:
         raise ConfigurationError(
             f"[api] auth_strategy = noauth on {address} would let anybody be anybody; bind to "
             "127.0.0.1 (or set noauth_anywhere = true if that is what you want)"
@@ -60,6 +61,13 @@ def require_safe_identity(settings: cfg.ConfigOpts) -> None:
         address,
         settings.api.bind_port,
     )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"  # any other name may be resolved to anything
 
 
 class HttpServer:
@@ -73,6 +81,8 @@ class HttpServer:
             application,
             numthreads=settings.api.threads,
             server_name=socket.gethostname(),
+            # cheroot's 5 makes a burst wait a second for TCP to try again, or be reset.
+            request_queue_size=_LISTEN_BACKLOG,
         )
         self._thread = threading.Thread(target=self._server.serve, name="http", daemon=True)
 
@@ -92,7 +102,7 @@ class HttpServer:
 
 
 def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
-    endpoint = StatusEndpoint(parts.ledger, parts.inventory, parts.images)
+    endpoint = StatusEndpoint(parts.ledger, parts.inventory)
     server = parts.transport.server(
         topic=API_TOPIC, host=socket.gethostname(), version=RPC_VERSION, endpoint=endpoint
     )

@@ -28,13 +28,17 @@ class Dispatcher:
         self._ledger = ledger
         self._agent_client = agent_client
         self._jobs: queue.Queue[str] = queue.Queue()
+        self._waiting: set[str] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def poke(self, job_id: str) -> None:
         """Cast this job soon; returns at once."""
-        self._jobs.put(job_id)
         with self._lock:
+            if job_id in self._waiting:
+                return  # the reaper asks each round while the broker is away
+            self._waiting.add(job_id)
+            self._jobs.put(job_id)
             if self._thread is None:
                 # A daemon thread: what it has not cast, the ledger still holds.
                 self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
@@ -58,6 +62,8 @@ class Dispatcher:
     def _run(self) -> None:
         while True:
             job_id = self._jobs.get()
+            with self._lock:
+                self._waiting.discard(job_id)
             try:
                 self.cast(job_id)
             except Exception:

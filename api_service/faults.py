@@ -20,6 +20,7 @@ from common import glance
 LOG = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 5
+_NO_ROUTE = "The resource could not be found."
 _UNEXPECTED = (
     "Unexpected API Error. Please report this with the request id to the operator of this cloud."
 )
@@ -42,7 +43,8 @@ INTERNAL = Fault(status=500, name="computeFault")
 
 FAULTS: dict[type[Exception], Fault] = {
     api.BadRequest: BAD_REQUEST,
-    api.Unauthenticated: Fault(status=401, name="unauthorized"),
+    # Not `unauthorized`: this one is the identity middleware's in Nova, not its own.
+    api.Unauthenticated: Fault(status=401, name="error"),
     api.Forbidden: Fault(status=403, name="forbidden"),
     api.NotFound: NOT_FOUND,
     api.VersionUnsupported: Fault(status=406, name="computeFault"),
@@ -83,6 +85,9 @@ def handle(
     """Falcon's error handler for everything that is raised."""
     if isinstance(error, falcon.HTTPStatus):
         raise error
+    if isinstance(error, falcon.HTTPRouteNotFound | falcon.HTTPMethodNotAllowed):
+        _tell_no_route(response)
+        return
     if isinstance(error, falcon.HTTPError):
         _tell(response, _of_falcon(error), _words_of_falcon(error))
         return
@@ -104,14 +109,17 @@ def _tell(response: falcon.Response, fault: Fault, message: str) -> None:
         response.set_header("WWW-Authenticate", 'Keystone uri="noauth"')
 
 
+def _tell_no_route(response: falcon.Response) -> None:
+    """Answer a URL, or a method on it, that is not there: 404 and no fault, as Nova does."""
+    response.status = falcon.HTTP_404
+    response.media = {"code": "404 Not Found", "title": "Not Found", "message": _NO_ROUTE}
+
+
 def _of_falcon(error: falcon.HTTPError) -> Fault:
     status = falcon.http_status_to_code(error.status)
-    # Nova answers a wrong method on a known route with 404, too.
-    known = {400: BAD_REQUEST, 404: NOT_FOUND, 405: NOT_FOUND, 413: FAULTS[api.RequestTooLarge]}
+    known = {400: BAD_REQUEST, 404: NOT_FOUND, 413: FAULTS[api.RequestTooLarge]}
     return known.get(status, Fault(status=status, name="computeFault"))
 
 
 def _words_of_falcon(error: falcon.HTTPError) -> str:
-    if falcon.http_status_to_code(error.status) in (404, 405):
-        return "The resource could not be found."
     return error.description or error.title or "The request could not be understood."

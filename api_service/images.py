@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from api_service.errors import BadRequest
 from api_service.store.records import Instance
 from common.context import RequestContext
 
@@ -23,6 +24,40 @@ _NOT_INHERITED = frozenset(
     }
 )
 _VALUE_MAX = 255
+
+#: Attributes of a Glance record: our credentials may write them, a tenant's metadata must not.
+_ATTRIBUTES = frozenset(
+    {
+        "checksum",
+        "container_format",
+        "created_at",
+        "direct_url",
+        "disk_format",
+        "file",
+        "id",
+        "locations",
+        "members",
+        "min_disk",
+        "min_ram",
+        "name",
+        "os_hash_algo",
+        "os_hash_value",
+        "os_hidden",
+        "owner",
+        "protected",
+        "schema",
+        "self",
+        "size",
+        "status",
+        "stores",
+        "tags",
+        "updated_at",
+        "virtual_size",
+        "visibility",
+    }
+)
+#: Prefixes of properties that only Glance and we write.
+_RESERVED_PREFIXES = ("os_glance", "stillframe_")
 
 
 class ImageRecords(Protocol):
@@ -44,12 +79,19 @@ def snapshot_record(
     """Return the record of a snapshot's image, as Glance's v2 API takes it.
 
     The user's metadata comes last and may override (Nova's tested contract:
-    even `image_type`), so nothing of ours may be concluded from it later.
+    even `image_type`), so nothing of ours may be concluded from it later. Raises
+    BadRequest for metadata that would be no property but the record itself.
     """
+    for key in metadata:
+        if _is_reserved(key):
+            raise BadRequest(
+                f"Invalid input for field/attribute metadata. Value: {key}. "
+                "It is not a property that may be given to an image."
+            )
     inherited = {
         key: value[:_VALUE_MAX]
         for key, value in instance.image_properties.items()
-        if key not in _NOT_INHERITED and not key.startswith("os_glance")
+        if key not in _NOT_INHERITED and not _is_reserved(key)
     }
     properties = {
         **inherited,
@@ -67,3 +109,7 @@ def snapshot_record(
         "min_disk": instance.flavor.disk_gib,
         "min_ram": 0,
     }
+
+
+def _is_reserved(key: str) -> bool:
+    return key.lower() in _ATTRIBUTES or key.lower().startswith(_RESERVED_PREFIXES)

@@ -68,8 +68,12 @@ class Microversions:
     def process_request(self, request: falcon.Request, response: falcon.Response) -> None:
         """Set `request.context.version`; the minimum until a header is understood."""
         request.context.version = microversions.MINIMUM
-        if request.path.startswith(_NOVA_PREFIX):
+        if not request.path.startswith(_NOVA_PREFIX):
+            return
+        try:
             request.context.version = microversions.requested(request)
+        finally:
+            # A refusal, too, must say what it depends on, or a cache would mix replies up.
             microversions.announce(response, request.context.version)
 
 

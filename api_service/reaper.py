@@ -16,16 +16,18 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 
 from api_service.agents import Agents
 from api_service.dispatcher import Dispatcher
 from api_service.images import ImageRecords
-from api_service.status import remove_unfinished
 from api_service.store.engine import Database
 from api_service.store.lease import Lease
 from api_service.store.ledger import Ledger
 from api_service.store.records import Job
 from common import clock, context
+from common.errors import StillframeError
+from common.glance import ImageNotFound
 from common.states import JobState
 
 LOG = logging.getLogger(__name__)
@@ -74,11 +76,20 @@ class Reaper:
         return self._thread.is_alive()
 
     def round(self) -> None:
-        """Look at every open job once."""
+        """Look once at every open job, and at every image that an ended one left."""
         live_hosts = self._agents.live_hosts()
         for job in self._ledger.open_jobs():
-            with context.bound(context.from_wire(job.context, job.instance_uuid)):
-                self._look_at(job, live_hosts)
+            self._guard(job, lambda job: self._look_at(job, live_hosts))
+        for job in self._ledger.to_discard():
+            self._guard(job, self._discard)
+
+    def _guard(self, job: Job, work: Callable[[Job], None]) -> None:
+        """Work on one job; a defect met there must not keep the others waiting."""
+        with context.bound(context.from_wire(job.context, job.instance_uuid)):
+            try:
+                work(job)
+            except Exception:
+                LOG.exception("The reaper failed on job %s", job.id)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -96,7 +107,8 @@ class Reaper:
             if now > job.deadline_at:
                 self._end(job, "no compute agent accepted the job in time", "deadline_passed")
             elif job.castable and _is_older(job.cast_at or job.created_at, now, self._interval):
-                self._dispatcher.cast(job.id)
+                # Only told: a cast may wait for the broker, this thread must not.
+                self._dispatcher.poke(job.id)
             return
         heard_at = job.reported_at or job.accepted_at or job.created_at
         if job.host not in live_hosts and _is_older(heard_at, now, self._silence):
@@ -109,8 +121,23 @@ class Reaper:
     def _end(self, job: Job, reason: str, reason_code: str) -> None:
         if self._ledger.fail(job.id, reason, reason_code) is not None:
             LOG.error("Job %s ended in error: %s", job.id, reason)
-            # A castable job's record is of our making, and nobody verified its data.
-            remove_unfinished(self._images, job.image_id, even_active=job.castable)
+
+    def _discard(self, job: Job) -> None:
+        """Remove what is left of a failed job's image, now or (Glance is away) in a later round.
+
+        An `active` one stays: a cast from elsewhere may have named an image that
+        was never the job's, and Glance has every byte of one that was.
+        """
+        try:
+            if self._images.show(job.image_id).status != "active":
+                self._images.delete(job.image_id)
+                LOG.info("Removed image %s of job %s, which failed", job.image_id, job.id)
+        except ImageNotFound:
+            LOG.debug("Image %s is gone already", job.image_id)
+        except StillframeError as error:
+            LOG.warning("Image %s is removed later: %s", job.image_id, error)
+            return
+        self._ledger.was_discarded(job.id)
 
 
 def _is_older(then: dt.datetime, now: dt.datetime, age: dt.timedelta) -> bool:

@@ -22,7 +22,7 @@ from api_service.store.ledger import Ledger
 from api_service.store.records import Instance, Job, NewJob
 from common import clock
 from common.context import RequestContext
-from common.errors import StillframeError
+from common.errors import DeadlinePassed, StillframeError
 from common.states import SNAPSHOT_VM_STATES, JobKind, TaskState
 
 LOG = logging.getLogger(__name__)
@@ -48,11 +48,14 @@ class Snapshots:
     def request(self, caller: RequestContext, instance: Instance, wish: SnapshotWish) -> Job:
         """Make a job of a wish; it is cast by whoever the caller tells of it.
 
-        Raises Conflict or InstanceBusy (state), AgentUnavailable, ImageRefused,
-        ImageServiceUnavailable; then nothing is left behind.
+        Raises Conflict or InstanceBusy (state), AgentUnavailable, BadRequest,
+        ImageRefused, ImageServiceUnavailable or DeadlinePassed (Glance took longer
+        than the job may wait); then nothing is left behind.
         """
         _require_quiet(instance)
         self.agents.require_up(instance.host)
+        # Before anything is reserved: it may find fault with the metadata.
+        record = images.snapshot_record(instance, caller, wish.name, wish.metadata)
         image_id, job_id = str(uuid.uuid4()), str(uuid.uuid4())
         deadline = clock.now() + dt.timedelta(seconds=self.accept_timeout_s)
         job = self.ledger.reserve(
@@ -64,17 +67,20 @@ class Snapshots:
                 image_id=image_id,
                 options={},
                 context={**caller.to_dict(), "auth_token": None},
+                action="createImage",
                 task_state=TaskState.IMAGE_SNAPSHOT_PENDING,
                 deadline_at=deadline,
             )
         )
         try:
-            record = images.snapshot_record(instance, caller, wish.name, wish.metadata)
             self.images.create(image_id, record)
+            if not self.ledger.make_castable(job_id):
+                raise DeadlinePassed(
+                    "the image service took too long to make the image's record; try again"
+                )
         except Exception as error:
             self._undo(job, error)
             raise
-        self.ledger.make_castable(job_id)
         LOG.info(
             "User %s of project %s asks for a snapshot: image %s (%s), job %s",
             caller.user_id,
@@ -93,7 +99,9 @@ class Snapshots:
         try:
             self.images.delete(job.image_id)
         except StillframeError as failure:
-            LOG.warning("Image %s could not be removed: %s", job.image_id, failure)
+            LOG.warning("Image %s is removed later: %s", job.image_id, failure)
+        else:
+            self.ledger.was_discarded(job.id)
 
 
 def _require_quiet(instance: Instance) -> None:

@@ -2,7 +2,9 @@
 """What the agents report, taken into the database: RPC topic `stillframe-api`.
 
 Reports may be doubled, reordered or from an agent that got its job from
-somebody else; the ledger makes all of that harmless. docs/rpc.md is the contract.
+somebody else; the ledger makes all of that harmless. Nothing here waits for
+Glance: the image of a failed job is the reaper's to remove. docs/rpc.md is the
+contract.
 """
 
 from __future__ import annotations
@@ -10,12 +12,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from api_service.images import ImageRecords
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
 from common import context
-from common.errors import StillframeError
-from common.glance import ImageNotFound
 from common.messages import HostReport, JobAccepted, JobOutcome, JobProgress
 from common.states import JobState
 
@@ -27,10 +26,9 @@ _MIB = 2**20
 class StatusEndpoint:
     """The methods that agents call."""
 
-    def __init__(self, ledger: Ledger, inventory: Inventory, images: ImageRecords) -> None:
+    def __init__(self, ledger: Ledger, inventory: Inventory) -> None:
         self._ledger = ledger
         self._inventory = inventory
-        self._images = images
 
     def host_report(self, _caller: context.RequestContext, **arguments: Any) -> None:
         """Take a heartbeat (HostReport)."""
@@ -62,8 +60,6 @@ class StatusEndpoint:
             job = self._ledger.finish(outcome)
             if job is not None:
                 self._tell(outcome)
-                if outcome.state is not JobState.DONE:
-                    remove_unfinished(self._images, job.image_id)
         return {"recorded": True}
 
     def _tell(self, outcome: JobOutcome) -> None:
@@ -88,21 +84,6 @@ class StatusEndpoint:
             paused,
             figures.method if figures else "unknown",
         )
-
-
-def remove_unfinished(images: ImageRecords, image_id: str, *, even_active: bool = False) -> None:
-    """Remove the image of a job that ended without it.
-
-    An `active` one stays unless the caller knows that it is ours and unverified:
-    a cast from elsewhere may have named an image that was never the job's.
-    """
-    try:
-        if even_active or images.show(image_id).status != "active":
-            images.delete(image_id)
-    except ImageNotFound:
-        return  # the agent has removed it
-    except StillframeError as error:
-        LOG.warning("Image %s could not be removed: %s", image_id, error)
 
 
 def _bound(caller: context.RequestContext, instance_uuid: str) -> Any:

@@ -56,7 +56,7 @@ def up() -> None:
     began = time.monotonic()
     cloud, guest = _bring_up()
     say(
-        f"Everything runs after {time.monotonic() - began:.0f} s. A snapshot, with the stock client:"
+        f"Everything runs after {time.monotonic() - began:.0f} s. A snapshot, by the stock client:"
     )
     name = f"demo-{time.strftime('%H%M%S')}"
     command = ["openstack", "--os-cloud", "stillframe-demo", "server", "image", "create"]

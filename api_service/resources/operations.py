@@ -7,7 +7,7 @@ import falcon
 
 from api_service import views
 from api_service.errors import NotFound
-from api_service.resources.services import Resource
+from api_service.resources.services import Resource, is_uuid
 
 
 class ComputeServices(Resource):
@@ -50,7 +50,7 @@ class Job(Resource):
     def on_get(self, request: falcon.Request, response: falcon.Response, job_id: str) -> None:
         """Show one, with its steps and figures."""
         caller = self.caller(request)
-        job = self.services.ledger.find(job_id)
+        job = self.services.ledger.find(job_id) if is_uuid(job_id) else None
         is_admin = self.services.authorizer.is_admin(caller)
         if job is None or not (is_admin or job.project_id == caller.project_id):
             raise NotFound(f"Job {job_id} could not be found.")

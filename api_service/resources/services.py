@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,15 @@ class Services:
     health_checks: dict[str, Callable[[], Any]]
     link_prefix: str | None
     max_limit: int
+
+
+def is_uuid(text: str) -> bool:
+    """Tell whether a part of a URL can be an id."""
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Resource:
@@ -69,7 +79,9 @@ class Resource:
         not the caller's business. Raises Forbidden if `rule` says no.
         """
         caller = self.caller(request)
-        instance = self.services.inventory.instance(instance_id)
+        # Names come where ids belong, with bytes that not every database takes.
+        known = is_uuid(instance_id)
+        instance = self.services.inventory.instance(instance_id) if known else None
         is_admin = self.services.authorizer.is_admin(caller)
         if instance is None or not (is_admin or instance.project_id == caller.project_id):
             raise NotFound(f"Instance {instance_id} could not be found.")

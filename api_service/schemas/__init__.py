@@ -20,12 +20,13 @@ _NAME = {
     "minLength": 1,
     "maxLength": 255,
     # Printable, and no white space at either end (Nova's `name`).
-    "pattern": r"^(?!\s)[^\x00-\x1f\x7f]*(?<!\s)$",
+    # `$` would let a last newline pass.
+    "pattern": r"^(?!\s)[^\x00-\x1f\x7f]*(?<!\s)\Z",
 }
 _METADATA = {
     "type": "object",
     "patternProperties": {
-        "^[a-zA-Z0-9-_:. ]{1,255}$": {"type": "string", "maxLength": 255},
+        r"^[a-zA-Z0-9-_:. ]{1,255}\Z": {"type": "string", "maxLength": 255},
     },
     "additionalProperties": False,
 }
@@ -65,6 +66,8 @@ def read_body(request: falcon.Request) -> dict[str, Any]:
         raise BadRequest("Malformed request body: it must be a JSON object.")
     if _depth(body) > MAX_DEPTH:
         raise BadRequest(f"Malformed request body: it is nested more than {MAX_DEPTH} deep.")
+    if not _is_text(body):
+        raise BadRequest("Malformed request body: it holds half of a surrogate pair.")
     return body
 
 
@@ -82,6 +85,15 @@ def validate(validator: Draft202012Validator, body: dict[str, Any]) -> None:
     raise BadRequest(
         f"Invalid input for field/attribute {field}. Value: {value}. {error.message[:500]}"
     )
+
+
+def _is_text(body: dict[str, Any]) -> bool:
+    """Tell whether every string can be written down: JSON may escape what UTF-8 has not."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _depth(value: Any) -> int:

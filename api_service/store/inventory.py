@@ -21,7 +21,7 @@ from api_service.store.models import AgentRow, InstanceRow
 from api_service.store.records import Agent, Instance
 from common import clock
 from common.messages import HostReport, InstanceRecord
-from common.states import VM_STATE_OF_POWER_STATE
+from common.states import VM_STATE_OF_POWER_STATE, PowerState
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,8 @@ class InstanceQuery:
 
     project_id: str | None = None
     host: str | None = None
-    name_contains: str | None = None
+    #: A regular expression, in the database's own dialect.
+    name_pattern: str | None = None
     vm_states: tuple[str, ...] = ()
     uuids: tuple[str, ...] = ()
     #: The last instance of the page before.
@@ -49,8 +50,10 @@ class Inventory:
         with self._database.write() as session:
             is_new = _take_agent(session, report)
             if report.instances is not None:
-                for announced in report.instances:
-                    _take_instance(session, report.host, announced)
+                at = clock.from_epoch(report.at)
+                # In one order everywhere, so that two hosts never wait for each other's rows.
+                for announced in sorted(report.instances, key=lambda one: one.uuid):
+                    _take_instance(session, report.host, at, announced)
                 _bury_missing(session, report)
             return is_new
 
@@ -90,8 +93,8 @@ def _conditions(query: InstanceQuery) -> list[ColumnElement[bool]]:
         (query.project_id is not None, InstanceRow.project_id == query.project_id),
         (query.host is not None, InstanceRow.host == query.host),
         (
-            query.name_contains is not None,
-            InstanceRow.name.contains(query.name_contains or "", autoescape=True),
+            query.name_pattern is not None,
+            InstanceRow.name.regexp_match(query.name_pattern or ""),
         ),
         (bool(query.vm_states), InstanceRow.vm_state.in_(query.vm_states)),
         (bool(query.uuids), InstanceRow.uuid.in_(query.uuids)),
@@ -114,14 +117,16 @@ def _take_agent(session: Session, report: HostReport) -> bool:
         session.add(row)
     row.release, row.rpc_version = report.release, report.rpc_version
     row.started_at = clock.from_epoch(report.started_at)
-    # Our clock, not the agent's: whether it lives is decided by it.
-    row.last_seen_at = now
+    # When it was sent, not when it came: heartbeats that waited while the API was
+    # stopped say nothing of now. A clock that runs ahead must not count for more.
+    sent_at = min(now, clock.from_epoch(report.at))
+    row.last_seen_at = sent_at if is_new else max(row.last_seen_at, sent_at)
     if report.hypervisor is not None:
         row.hypervisor = report.hypervisor.to_wire()
     return is_new
 
 
-def _take_instance(session: Session, host: str, announced: InstanceRecord) -> None:
+def _take_instance(session: Session, host: str, at: dt.datetime, announced: InstanceRecord) -> None:
     values: dict[str, Any] = {
         "host": host,
         "name": announced.name,
@@ -137,15 +142,25 @@ def _take_instance(session: Session, host: str, announced: InstanceRecord) -> No
         "deleted_at": None,
     }
     now: dt.datetime = clock.now()
-    row = session.get(InstanceRow, announced.uuid)
+    row = session.get(InstanceRow, announced.uuid, with_for_update=True)
     if row is None:
         created = clock.from_epoch(announced.created_at) if announced.created_at else now
         session.add(
             InstanceRow(
-                uuid=announced.uuid, created_at=created, updated_at=now, progress=0, **values
+                uuid=announced.uuid,
+                created_at=created,
+                updated_at=now,
+                reported_at=at,
+                progress=0,
+                **values,
             )
         )
         return
+    if at < row.reported_at:
+        return  # a newer report overtook this one
+    if _is_paused_by_job(row, announced):
+        del values["power_state"], values["vm_state"]
+    row.reported_at = at
     changed = {name: value for name, value in values.items() if getattr(row, name) != value}
     for name, value in changed.items():
         setattr(row, name, value)
@@ -153,15 +168,23 @@ def _take_instance(session: Session, host: str, announced: InstanceRecord) -> No
         row.updated_at = now
 
 
+def _is_paused_by_job(row: InstanceRow, announced: InstanceRecord) -> bool:
+    """Tell whether a pause is that of a capture: milliseconds, not to be shown for a minute."""
+    was_running = row.power_state == PowerState.RUNNING
+    return row.job_id is not None and was_running and announced.power_state is PowerState.PAUSED
+
+
 def _bury_missing(session: Session, report: HostReport) -> None:
     present = [announced.uuid for announced in report.instances or ()]
+    at, now = clock.from_epoch(report.at), clock.now()
     session.flush()
     session.execute(
         update(InstanceRow)
         .where(
             InstanceRow.host == report.host,
             InstanceRow.deleted_at.is_(None),
+            InstanceRow.reported_at <= at,
             InstanceRow.uuid.not_in(present),
         )
-        .values(deleted_at=clock.now())
+        .values(deleted_at=now, updated_at=now, reported_at=at)
     )

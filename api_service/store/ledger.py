@@ -28,6 +28,7 @@ from common.states import (
     IllegalTransition,
     JobEvent,
     JobState,
+    TaskState,
     advance,
 )
 
@@ -47,28 +48,25 @@ class Ledger:
         InstanceBusy (the message names the task state) or InstanceNotFound.
         """
         with self._database.write() as session:
-            taken = _rowcount(
-                session,
-                update(InstanceRow)
-                .where(
-                    InstanceRow.uuid == new.instance.uuid,
-                    InstanceRow.task_state.is_(None),
-                    InstanceRow.deleted_at.is_(None),
-                )
-                .values(
-                    task_state=new.task_state, job_id=new.id, progress=0, updated_at=clock.now()
-                ),
-            )
-            if not taken:
-                raise _why_not_taken(session, new.instance.uuid)
+            if not _take(session, new.instance.uuid, new.id, new.task_state):
+                raise _why_not_taken(session, new)
             row = _new_row(new)
             session.add(row)
             session.flush()
             return records.job(row)
 
-    def make_castable(self, job_id: str) -> None:
-        """The job's image exists: from now on the dispatcher casts it."""
-        self._set(job_id, castable=True)
+    def make_castable(self, job_id: str) -> bool:
+        """The job's image exists: from now on the dispatcher casts it.
+
+        False: the reaper has ended the job meanwhile, and it never will be.
+        """
+        pending = (JobRow.id == job_id, JobRow.state == JobState.PENDING)
+        with self._database.write() as session:
+            return _rowcount(session, update(JobRow).where(*pending).values(castable=True)) == 1
+
+    def was_discarded(self, job_id: str) -> None:
+        """Note that nothing is left of an ended job's image."""
+        self._set(job_id, discard_image=False)
 
     def was_cast(self, job_id: str) -> None:
         """Note that the job was sent to its agent."""
@@ -81,19 +79,23 @@ class Ledger:
 
     def progress(self, report: JobProgress) -> Job | None:
         """Note where a job stands, on it and on its instance; None if it has ended."""
+        at = clock.from_epoch(report.at)
         values = {
             "step": report.step,
             "bytes_done": report.bytes_done,
             "bytes_total": report.bytes_total,
             "rate_bytes_s": report.rate_bytes_s,
             "eta_s": report.eta_s,
+            "progress_at": at,
             "reported_at": clock.now(),
         }
-        percent = report.bytes_done * _PERCENT // report.bytes_total if report.bytes_total else None
-        shown: dict[str, Any] = {"task_state": report.task_state} if report.task_state else {}
-        if percent is not None:
-            shown["progress"] = percent
-        return self._advance(report.job_id, JobEvent.PROGRESS, values, shown)
+        shown: dict[str, Any] = {}
+        if report.task_state in frozenset(TaskState):
+            shown["task_state"] = report.task_state
+        if report.bytes_total > 0:
+            percent = report.bytes_done * _PERCENT // report.bytes_total
+            shown["progress"] = max(0, min(_PERCENT, percent))
+        return self._advance(report.job_id, JobEvent.PROGRESS, values, shown, newer_than=at)
 
     def finish(self, outcome: JobOutcome) -> Job | None:
         """End a job as its agent says, and let go of the instance; None if it had ended."""
@@ -139,8 +141,8 @@ class Ledger:
                 **_NOTHING_DONE,
             )
             session.add(row)
-            if instance is not None and instance.task_state is None:
-                instance.job_id, instance.progress = report.job_id, 0
+            session.flush()
+            _take(session, report.instance.uuid, report.job_id, TaskState.IMAGE_SNAPSHOT_PENDING)
             return True
 
     def find(self, job_id: str) -> Job | None:
@@ -167,16 +169,30 @@ class Ledger:
             rows = session.scalars(query.order_by(JobRow.created_at.desc()).limit(limit))
             return [records.job(row) for row in rows]
 
+    def to_discard(self) -> list[Job]:
+        """Return the ended jobs whose image may still have to be removed."""
+        with self._database.read() as session:
+            rows = session.scalars(select(JobRow).where(JobRow.discard_image.is_(True)))
+            return [records.job(row) for row in rows]
+
     def open_jobs(self) -> list[Job]:
         """Return every job that has not ended."""
-        return self.jobs(states=OPEN)
+        query = select(JobRow).where(JobRow.state.in_(list(OPEN))).order_by(JobRow.created_at)
+        with self._database.read() as session:
+            return [records.job(row) for row in session.scalars(query)]
 
     def _set(self, job_id: str, **values: Any) -> None:
         with self._database.write() as session:
             session.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
 
     def _end(self, job_id: str, event: JobEvent, values: dict[str, Any]) -> Job | None:
-        ended = {"finished_at": clock.now(), "eta_s": None, "rate_bytes_s": 0.0}
+        ended = {
+            "finished_at": clock.now(),
+            "eta_s": None,
+            "rate_bytes_s": 0.0,
+            # Until somebody has seen to it: Glance may be away now.
+            "discard_image": event is not JobEvent.FINISH,
+        }
         return self._advance(job_id, event, values | ended, {"task_state": None})
 
     def _advance(
@@ -185,11 +201,17 @@ class Ledger:
         event: JobEvent,
         values: dict[str, Any],
         shown: dict[str, Any] | None = None,
+        newer_than: dt.datetime | None = None,
     ) -> Job | None:
-        """Move a job, and show `shown` on the instance that it holds; None if it cannot move."""
+        """Move a job, and show `shown` on the instance that it holds; None if it cannot move.
+
+        With `newer_than`, a report that a newer one has overtaken moves nothing.
+        """
         with self._database.write() as session:
             row = session.get(JobRow, job_id, with_for_update=True)
             if row is None:
+                return None
+            if newer_than is not None and row.progress_at and newer_than < row.progress_at:
                 return None
             try:
                 state = advance(JobState(row.state), event)
@@ -217,6 +239,7 @@ _NOTHING_DONE: dict[str, Any] = {
     "bytes_total": 0,
     "rate_bytes_s": 0.0,
     "steps": [],
+    "discard_image": False,
 }
 
 
@@ -239,11 +262,24 @@ def _new_row(new: NewJob) -> JobRow:
     )
 
 
-def _why_not_taken(session: Session, instance_uuid: str) -> InstanceBusy | InstanceNotFound:
-    row = session.get(InstanceRow, instance_uuid)
+def _take(session: Session, instance_uuid: str, job_id: str, task_state: str) -> bool:
+    """Take hold of an instance, if it exists and nobody has it."""
+    free = (
+        InstanceRow.uuid == instance_uuid,
+        InstanceRow.task_state.is_(None),
+        InstanceRow.deleted_at.is_(None),
+    )
+    held = {"task_state": task_state, "job_id": job_id, "progress": 0, "updated_at": clock.now()}
+    return _rowcount(session, update(InstanceRow).where(*free).values(**held)) == 1
+
+
+def _why_not_taken(session: Session, new: NewJob) -> InstanceBusy | InstanceNotFound:
+    row = session.get(InstanceRow, new.instance.uuid)
     if row is None or row.deleted_at is not None:
-        return InstanceNotFound(f"Instance {instance_uuid} could not be found.")
-    return InstanceBusy(f"instance {instance_uuid} is in task_state {row.task_state}")
+        return InstanceNotFound(f"Instance {new.instance.uuid} could not be found.")
+    return InstanceBusy(
+        f"Cannot '{new.action}' instance {row.uuid} while it is in task_state {row.task_state}"
+    )
 
 
 def _rowcount(session: Session, statement: Any) -> int:

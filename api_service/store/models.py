@@ -80,6 +80,8 @@ class InstanceRow(Base):
     created_at: Mapped[dt.datetime]
     updated_at: Mapped[dt.datetime]
     deleted_at: Mapped[dt.datetime | None]
+    #: The agent's own time of the report that this row comes from.
+    reported_at: Mapped[dt.datetime]
 
 
 class JobRow(Base):
@@ -90,6 +92,7 @@ class JobRow(Base):
         Index("ix_jobs_state", "state", "created_at"),
         Index("ix_jobs_instance", "instance_uuid", "created_at"),
         Index("ix_jobs_project", "project_id", "created_at"),
+        Index("ix_jobs_discard", "discard_image"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -121,6 +124,10 @@ class JobRow(Base):
     cast_at: Mapped[dt.datetime | None]
     accepted_at: Mapped[dt.datetime | None]
     reported_at: Mapped[dt.datetime | None]
+    #: The agent's own time of the newest progress.
+    progress_at: Mapped[dt.datetime | None]
+    #: The job has ended without its image, which may still exist.
+    discard_image: Mapped[bool]
     finished_at: Mapped[dt.datetime | None]
 
 

@@ -79,6 +79,7 @@ class Job:
     cast_at: dt.datetime | None
     accepted_at: dt.datetime | None
     reported_at: dt.datetime | None
+    discard_image: bool
     finished_at: dt.datetime | None
 
     @property
@@ -100,6 +101,8 @@ class NewJob:
     image_id: str
     options: dict[str, Any]
     context: dict[str, Any]
+    #: What was asked for, in Nova's words ("createImage").
+    action: str
     task_state: str
     deadline_at: dt.datetime
 

@@ -80,7 +80,7 @@ class Cloud:
         self.images = images
         self.casts = casts
         self.dispatcher = Dispatcher(self.ledger, AgentClient(casts))  # type: ignore[arg-type]
-        self.status = StatusEndpoint(self.ledger, self.inventory, images)
+        self.status = StatusEndpoint(self.ledger, self.inventory)
         self.reaper = self.make_reaper()
         self.health: dict[str, Callable[[], Any]] = {"database": lambda: None}
         self.http = testing.TestClient(make_application(self._services()))

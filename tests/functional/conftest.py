@@ -24,6 +24,11 @@ CACHE = ROOT / ".demo" / "cache"
 _numbers = itertools.count(1)
 
 
+def python() -> str:
+    """Return the interpreter that the tests run in, and that has the project."""
+    return sys.executable
+
+
 @pytest.fixture(scope="session")
 def guest_image() -> Path:
     """The test guest: kernel, initrd and a small disk."""

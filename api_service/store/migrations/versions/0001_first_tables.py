@@ -49,6 +49,7 @@ def upgrade() -> None:
         sa.Column("created_at", TIME, nullable=False),
         sa.Column("updated_at", TIME, nullable=False),
         sa.Column("deleted_at", TIME, nullable=True),
+        sa.Column("reported_at", TIME, nullable=False),
         sa.PrimaryKeyConstraint("uuid"),
     )
     with op.batch_alter_table("instances", schema=None) as batch_op:
@@ -86,10 +87,13 @@ def upgrade() -> None:
         sa.Column("cast_at", TIME, nullable=True),
         sa.Column("accepted_at", TIME, nullable=True),
         sa.Column("reported_at", TIME, nullable=True),
+        sa.Column("progress_at", TIME, nullable=True),
+        sa.Column("discard_image", sa.Boolean(), nullable=False),
         sa.Column("finished_at", TIME, nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
     with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.create_index("ix_jobs_discard", ["discard_image"], unique=False)
         batch_op.create_index("ix_jobs_instance", ["instance_uuid", "created_at"], unique=False)
         batch_op.create_index("ix_jobs_project", ["project_id", "created_at"], unique=False)
         batch_op.create_index("ix_jobs_state", ["state", "created_at"], unique=False)

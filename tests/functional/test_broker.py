@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The broker check and RPC on a real RabbitMQ: in a container where an engine answers, and bare."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common import broker
+from common.errors import BrokerUnavailable
+from tests.functional.conftest import ROOT, python
+from tools.stack.container import ContainerBroker, usable_image
+from tools.stack.rabbitmq import RabbitMq
+
+
+@pytest.fixture(scope="module", params=["process", "container"])
+def transport_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A RabbitMQ of each kind; the test's id says which one it used."""
+    if request.param == "container":
+        image = usable_image()
+        if image is None:
+            if os.environ.get("CI"):
+                pytest.fail("CI must have a Docker engine and a RabbitMQ image (tools/dockerd)")
+            pytest.skip("no Docker engine with a RabbitMQ image answers here")
+        with ContainerBroker(image) as container:
+            yield container.transport_url
+        return
+    server = RabbitMq(tmp_path_factory.mktemp("rabbitmq"))
+    try:
+        server.start()
+        yield server.transport_url
+    finally:
+        server.stop()
+
+
+def test_a_working_broker_is_told_with_its_version(transport_url: str) -> None:
+    report = broker.check(transport_url, [])
+    assert report.server == "RabbitMQ"
+    assert report.may_declare
+    assert report.healthy
+
+
+def test_a_queue_without_a_consumer_is_told_from_none(transport_url: str) -> None:
+    name = f"test-{uuid.uuid4()}"
+    with broker._connected(broker.kombu_urls(transport_url), 5) as connection:
+        channel = connection.channel()
+        channel.queue_declare(queue=name, auto_delete=False)
+        report = broker.check(transport_url, [name, f"{name}-missing"])
+        channel.queue_delete(queue=name)
+    there, missing = report.queues
+    assert (there.depth, there.consumers) == (0, 0)
+    assert (missing.depth, missing.consumers) == (None, None)
+    assert not report.healthy
+
+
+def test_a_wrong_password_is_told_as_such(transport_url: str) -> None:
+    with pytest.raises(BrokerUnavailable, match="refuses") as raised:
+        broker.check(transport_url.replace("guest:guest", "guest:wrong"), [])
+    assert "wrong" not in str(raised.value)
+
+
+CAST_TO_NOBODY = """
+import sys
+from common import conf, context, rpc
+from common.errors import AgentUnavailable
+settings = conf.load(["--config-file", sys.argv[1]], "test")
+client = rpc.Transport(settings).client(topic="stillframe-compute", version="1.0", timeout_s=5)
+try:
+    client.cast(context.new(), "snapshot_instance", host="never-started")
+except AgentUnavailable:
+    print("told")
+"""
+
+
+def test_a_cast_to_an_agent_that_never_started_is_not_lost_silently(
+    transport_url: str, tmp_path: Path
+) -> None:
+    """In a process of its own: oslo.messaging knows one configuration only."""
+    config = tmp_path / "stillframe.conf"
+    config.write_text(
+        f"[DEFAULT]\ntransport_url = {transport_url}\n"
+        "[oslo_messaging_rabbit]\nrabbit_quorum_queue = true\n"
+    )
+    done = subprocess.run(
+        [python(), "-c", CAST_TO_NOBODY, str(config)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.strip() == "told", done.stderr

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stock clients, unmodified: the openstack command and openstacksdk."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import openstack as sdk
+import pytest
+
+from tests.functional.snapshots import openstack
+from tools.stack.cloud import Cloud
+from tools.stack.guest import Guest
+
+BIN = Path(sys.executable).parent
+
+
+def test_openstack_server_list_shows_the_instance(cloud: Cloud, running_guest: Guest) -> None:
+    rows = openstack(cloud, "server", "list", bin_directory=BIN)
+    (row,) = [row for row in rows if row["ID"] == running_guest.uuid]
+    assert (row["Name"], row["Status"], row["Flavor"]) == (running_guest.name, "ACTIVE", "m1.tiny")
+
+
+def test_openstack_server_show_finds_it_by_name(cloud: Cloud, running_guest: Guest) -> None:
+    shown = openstack(cloud, "server", "show", running_guest.name, bin_directory=BIN)
+    assert shown["id"] == running_guest.uuid
+
+
+@pytest.mark.parametrize("version", ["2.1", "2.96"])
+def test_openstack_server_image_create_waits_for_the_image(
+    cloud: Cloud, running_guest: Guest, version: str
+) -> None:
+    """2.1 learns the image's id from the Location header, 2.96 from the body."""
+    versioned = ["--os-compute-api-version", version, "server", "image", "create", "--wait"]
+    image = openstack(
+        cloud, *versioned, "--name", f"cli-{version}", running_guest.name, bin_directory=BIN
+    )
+    assert (image["name"], image["status"]) == (f"cli-{version}", "active")
+    assert image["properties"]["instance_uuid"] == running_guest.uuid
+
+
+def test_openstacksdk_creates_a_server_image_and_waits(cloud: Cloud, running_guest: Guest) -> None:
+    connection = sdk.connect(
+        cloud="stillframe-demo", load_envvars=False, config_files=[str(cloud.clouds_file)]
+    )
+    try:
+        image = connection.compute.create_server_image(
+            running_guest.uuid, "from-sdk", wait=True, timeout=120
+        )
+        assert image.status == "active"
+    finally:
+        connection.close()
+
+
+def test_stillframe_manage_broker_check_sees_the_agent(cloud: Cloud) -> None:
+    said = cloud.manage("broker", "check").stdout
+    assert f"stillframe-compute.{cloud.host}" in said
+    assert said.rstrip().endswith("Healthy")

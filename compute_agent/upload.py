@@ -20,7 +20,7 @@ LOG = logging.getLogger(__name__)
 
 _BACKOFF_S = (1.0, 3.0, 10.0, 30.0)
 #: How long Glance may take to notice that an upload broke off.
-_SETTLE_TIMEOUT_S = 60.0
+_SETTLE_TIMEOUT_S = 30.0
 _SETTLE_LOOK_S = 1.0
 _CONFLICT = 409
 _GONE = frozenset({"deleted", "pending_delete", "killed"})
@@ -85,7 +85,8 @@ def _has_arrived(images: ImageService, image_id: str, pump: Pump, stopped: threa
     """Look where a broken upload has left the image; wait while Glance has not noticed the break.
 
     True if every byte had arrived and only the answer was lost. Raises
-    ImageNotFound if the image is gone, ImageRefused if it holds other data.
+    ImageNotFound if the image is gone, ImageRefused if it holds other data or
+    Glance does not notice the break.
     """
     deadline = time.monotonic() + _SETTLE_TIMEOUT_S
     while True:
@@ -97,8 +98,15 @@ def _has_arrived(images: ImageService, image_id: str, pump: Pump, stopped: threa
                 LOG.info("Image %s had arrived whole; only the answer was lost", image_id)
                 return True
             raise ImageRefused("the image got its data from somebody else")
-        if image.status == "queued" or time.monotonic() >= deadline:
+        if image.status == "queued":
             return False
+        if time.monotonic() >= deadline:
+            # A Glance that died while it received leaves the image so for ever,
+            # and takes no more data for it.
+            raise ImageRefused(
+                f"the image service lost the upload and holds the image in {image.status}; "
+                "ask for the snapshot again"
+            )
         _pause(_SETTLE_LOOK_S, stopped)
 
 

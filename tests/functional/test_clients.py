@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import openstack as sdk
+import openstack.config as sdk_config
 import pytest
 
 from tests.functional.snapshots import openstack
@@ -41,9 +42,8 @@ def test_openstack_server_image_create_waits_for_the_image(
 
 
 def test_openstacksdk_creates_a_server_image_and_waits(cloud: Cloud, running_guest: Guest) -> None:
-    connection = sdk.connect(
-        cloud="stillframe-demo", load_envvars=False, config_files=[str(cloud.clouds_file)]
-    )
+    config = sdk_config.OpenStackConfig(config_files=[str(cloud.clouds_file)], load_envvars=False)
+    connection = sdk.connection.Connection(config=config.get_one("stillframe-demo"))
     try:
         image = connection.compute.create_server_image(
             running_guest.uuid, "from-sdk", wait=True, timeout=120

@@ -42,6 +42,9 @@ from common import broker, conf, rpc
 from common.glance import ImageService
 from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
 
+PROG = "stillframe-api"
+LOG_FILE = "n-api.log"
+
 #: URL template, what answers it, and the suffix of its methods where one class answers two URLs.
 ROUTES: tuple[tuple[str, type[Resource], str | None], ...] = (
     ("/", Root, None),

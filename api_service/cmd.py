@@ -17,7 +17,7 @@ from oslo_config import cfg
 from oslo_db import exception as db_errors
 from oslo_log import log as oslo_log
 
-from api_service.app import Parts, make_parts
+from api_service.app import LOG_FILE, PROG, Parts, make_parts
 from api_service.reaper import Reaper
 from api_service.status import StatusEndpoint
 from common import conf, daemon, log
@@ -27,8 +27,6 @@ from common.rpc import RpcService
 
 LOG = logging.getLogger(__name__)
 
-PROG = "stillframe-api"
-LOG_FILE = "n-api.log"
 
 _LISTEN_BACKLOG = 128
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import falcon
 
-from api_service.app import make_parts
-from api_service.cmd import LOG_FILE, PROG
+from api_service.app import LOG_FILE, PROG, make_parts
 from common import conf, log
 
 

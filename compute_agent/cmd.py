@@ -60,18 +60,14 @@ class Agent:
         self._lock = _only_agent_of(Path(settings.state_path), settings.host)
         transport = rpc.Transport(settings)
         client = transport.client(topic=API_TOPIC, version=RPC_VERSION, timeout_s=_CALL_TIMEOUT_S)
-        directories = Directories(
-            scratch=Path(settings.capture.scratch_directory),
-            sockets=Path(settings.capture.socket_directory),
-        )
-        directories.make()
+        directories = _directories(settings)
         journal = Journal(Path(settings.state_path) / "journal.sqlite")
         self.throttle = Throttle(settings.capture.bandwidth_limit * _MB)
         self.hypervisor = _hypervisor(settings)
         self.reporter = Reporter(
             client, journal, progress_interval_s=settings.agent.progress_interval
         )
-        pipeline = snapshot.Pipeline(
+        self.pipeline = snapshot.Pipeline(
             Tools(
                 hypervisor=self.hypervisor,
                 images=ImageService(conf.glance.settings(settings)),
@@ -82,42 +78,27 @@ class Agent:
             )
         )
         jobs = Jobs(
-            pipeline.run,
+            self.pipeline.run,
             host=settings.host,
             limit=settings.max_concurrent_snapshots,
             reports=self.reporter,
         )
         endpoint = Endpoint(host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter)
         recovery = Recovery(
-            pipeline.recover,
+            self.pipeline.recover,
             host=settings.host,
             journal=journal,
             jobs=jobs,
             reports=self.reporter,
             directories=directories,
         )
-        server = rpc.RpcService(
-            transport.server(
-                topic=COMPUTE_TOPIC,
-                host=settings.host,
-                version=RPC_VERSION,
-                endpoint=endpoint,
-                on_refused=endpoint.refuse_unknown,
-            )
-        )
+        server = _server(settings, transport, endpoint)
         self.announcer = _announcer(settings, client, self.hypervisor)
         self.hypervisor.on_change = self.announcer.changed
-        self.pipeline = pipeline
         # In this order they start; in the reverse they stop: first no more
         # messages, last the way to tell how things ended.
-        self._services: list[daemon.Service] = [
-            self.hypervisor,
-            self.reporter,
-            recovery,
-            jobs,
-            server,
-            self.announcer,
-        ]
+        first: list[daemon.Service] = [self.hypervisor, self.reporter]
+        self._services = [*first, recovery, jobs, server, self.announcer]
 
     def run(self) -> int:
         """Run until a signal; return the exit code."""
@@ -166,6 +147,29 @@ def _only_agent_of(state_path: Path, host: str) -> IO[str]:
     holder.write(f"pid {os.getpid()}, host {host}")
     holder.flush()
     return holder
+
+
+def _directories(settings: cfg.ConfigOpts) -> Directories:
+    directories = Directories(
+        scratch=Path(settings.capture.scratch_directory),
+        sockets=Path(settings.capture.socket_directory),
+    )
+    directories.make()
+    return directories
+
+
+def _server(
+    settings: cfg.ConfigOpts, transport: rpc.Transport, endpoint: Endpoint
+) -> rpc.RpcService:
+    return rpc.RpcService(
+        transport.server(
+            topic=COMPUTE_TOPIC,
+            host=settings.host,
+            version=RPC_VERSION,
+            endpoint=endpoint,
+            on_refused=endpoint.refuse_unknown,
+        )
+    )
 
 
 def _hypervisor(settings: cfg.ConfigOpts) -> Hypervisor:

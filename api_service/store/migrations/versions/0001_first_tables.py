@@ -18,6 +18,13 @@ depends_on = None
 
 def upgrade() -> None:
     """Bring the schema here."""
+    _create_agents()
+    _create_instances()
+    _create_jobs()
+    _create_leases()
+
+
+def _create_agents() -> None:
     op.create_table(
         "agents",
         sa.Column("host", sa.String(length=255), nullable=False),
@@ -29,6 +36,9 @@ def upgrade() -> None:
         sa.Column("hypervisor", sa.JSON(), nullable=True),
         sa.PrimaryKeyConstraint("host"),
     )
+
+
+def _create_instances() -> None:
     op.create_table(
         "instances",
         sa.Column("uuid", sa.String(length=36), nullable=False),
@@ -58,6 +68,8 @@ def upgrade() -> None:
             "ix_instances_project", ["project_id", "deleted_at", "created_at", "uuid"], unique=False
         )
 
+
+def _create_jobs() -> None:
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=36), nullable=False),
@@ -98,6 +110,8 @@ def upgrade() -> None:
         batch_op.create_index("ix_jobs_project", ["project_id", "created_at"], unique=False)
         batch_op.create_index("ix_jobs_state", ["state", "created_at"], unique=False)
 
+
+def _create_leases() -> None:
     op.create_table(
         "leases",
         sa.Column("name", sa.String(length=64), nullable=False),

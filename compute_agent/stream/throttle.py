@@ -18,6 +18,8 @@ _PORTION_BYTES = 1 << 20
 _BURST_S = 0.1
 #: A changed rate takes effect for those who wait already within this time.
 _LOOK_S = 0.1
+#: Less than this is no wait, only the rounding of sums.
+_INSTANT_S = 1e-6
 
 Wait = Callable[[threading.Event, float], bool]
 
@@ -66,7 +68,7 @@ class Throttle:
             self._refill()
             self._asked += count_bytes
             mine = self._asked
-        while (left_s := self._seconds_until(mine)) > 0:
+        while (left_s := self._seconds_until(mine)) > _INSTANT_S:
             if self._wait(stopped, min(left_s, _LOOK_S)):
                 with self._lock:
                     self._allowed += count_bytes  # those behind move up

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -52,7 +53,7 @@ def test_runs_are_merged_and_hold_what_was_added(clusters: frozenset[int]) -> No
     assert clusters_of(runs) == clusters
     assert runs.clusters == len(clusters)
     ends = [(first, first + count) for first, count in found]
-    assert all(end < following for (_, end), (following, _) in zip(ends, ends[1:], strict=False))
+    assert all(end < following for (_, end), (following, _) in itertools.pairwise(ends))
 
 
 @given(cluster_sets, cluster_sets)

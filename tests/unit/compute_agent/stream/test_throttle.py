@@ -142,4 +142,4 @@ def test_a_stopped_job_waits_no_longer_and_gives_its_turn_back() -> None:
     thread.join(2)
     assert taken == [False]
     assert time.monotonic() - began < 1
-    assert throttle._seconds_until(throttle._asked) == 0
+    assert throttle._seconds_until(throttle._asked) <= 0, "those behind it wait no longer"

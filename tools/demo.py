@@ -55,9 +55,7 @@ def up() -> None:
     """Bring the whole cloud up and take a snapshot."""
     began = time.monotonic()
     cloud, guest = _bring_up()
-    say(
-        f"Everything runs after {time.monotonic() - began:.0f} s. A snapshot, by the stock client:"
-    )
+    say(f"Everything runs after {time.monotonic() - began:.0f} s. A snapshot, by the stock client:")
     name = f"demo-{time.strftime('%H%M%S')}"
     command = ["openstack", "--os-cloud", "stillframe-demo", "server", "image", "create"]
     command += ["--wait", "--name", name, guest.name]

@@ -28,6 +28,7 @@ from compute_agent.jobs import Jobs
 from compute_agent.journal import Journal
 from compute_agent.recovery import Recovery
 from compute_agent.reporter import Reporter
+from compute_agent.sentinel import Sentinel
 from compute_agent.stream.throttle import Throttle
 from compute_agent.tools import Settings, Tools
 
@@ -64,6 +65,7 @@ class Agent:
         journal = Journal(Path(settings.state_path) / "journal.sqlite")
         self.throttle = Throttle(settings.capture.bandwidth_limit * _MB)
         self.hypervisor = _hypervisor(settings)
+        sentinel = Sentinel(settings.libvirt.connection_uri, budget_s=settings.capture.pause_budget)
         self.reporter = Reporter(
             client, journal, progress_interval_s=settings.agent.progress_interval
         )
@@ -74,6 +76,7 @@ class Agent:
                 journal=journal,
                 directories=directories,
                 throttle=self.throttle,
+                sentinel=sentinel,
                 settings=_snapshot_settings(settings),
             )
         )
@@ -97,7 +100,7 @@ class Agent:
         self.hypervisor.on_change = self.announcer.changed
         # In this order they start; in the reverse they stop: first no more
         # messages, last the way to tell how things ended.
-        first: list[daemon.Service] = [self.hypervisor, self.reporter]
+        first: list[daemon.Service] = [sentinel, self.hypervisor, self.reporter]
         self._services = [*first, recovery, jobs, server, self.announcer]
 
     def run(self) -> int:

@@ -61,7 +61,9 @@ def prepare(run: Run) -> None:
 
 
 def pause(run: Run) -> None:
-    """Stop the vCPUs, if this run pauses."""
+    """Stop the vCPUs, if this run pauses; the sentinel watches from before the stop."""
+    if run.pauses:
+        run.tools.sentinel.arm(run.guest.uuid)
     run.captured_at = clock.epoch_s()
     run.paused_at = time.monotonic()
     if run.pauses:
@@ -78,6 +80,8 @@ def resume(run: Run) -> None:
     if run.pauses:
         run.guest.resume()
     run.resumed_at = time.monotonic()
+    if run.pauses:
+        run.tools.sentinel.disarm(run.guest.uuid)
     run.job.result.capture = _figures(run)
 
 
@@ -112,6 +116,7 @@ def run_on(run: Run) -> None:
     """Undo `pause`: whatever failed, the guest runs first; a pause that is over is not ours."""
     if run.pauses and not run.resumed_at:
         run.guest.resume()
+        run.tools.sentinel.disarm(run.guest.uuid)
 
 
 def discard_image(run: Run) -> None:

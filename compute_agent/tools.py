@@ -9,6 +9,7 @@ from common.glance import ImageService
 from compute_agent.capture.workspace import Directories
 from compute_agent.guest.connection import Hypervisor
 from compute_agent.journal import Journal
+from compute_agent.sentinel import Sentinel
 from compute_agent.stream.throttle import Throttle
 
 
@@ -33,4 +34,5 @@ class Tools:
     journal: Journal
     directories: Directories
     throttle: Throttle
+    sentinel: Sentinel
     settings: Settings

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sentinel's process: resumes a paused guest if the agent dies or is late.
+
+    python -m compute_agent.guest.resumer URI
+
+Started by `compute_agent.sentinel` in a session of its own, so that it outlives
+a kill of the agent's process group. It reads one JSON object a line:
+
+    {"arm": DOMAIN_UUID, "budget_s": SECONDS}     answered by the same UUID
+    {"disarm": DOMAIN_UUID}
+
+A domain that is not disarmed within its budget is resumed; when the line breaks
+off (the agent is gone, however it went), every armed domain is resumed at once,
+and the process ends. It has a libvirt connection of its own and imports nothing
+that the agent could break.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import time
+
+import libvirt
+
+LOG = logging.getLogger("compute_agent.sentinel")
+
+_READ_BYTES = 65536
+_RETRY_S = 0.2
+#: After the agent's end, how long to try to reach libvirt for a guest.
+_PATIENCE_S = 60.0
+_KEEPALIVE_S = 5
+
+
+def main() -> int:
+    """Serve until the line breaks off; return the process's exit code."""
+    logging.basicConfig(
+        format="%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(name)s [-] %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+        level=logging.INFO,
+    )
+    # Only the end of the line ends us: whoever stops the agent must not stop us first.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    libvirt.registerErrorHandler(lambda *_: None, None)
+    return Resumer(sys.argv[1]).serve()
+
+
+class Resumer:
+    """Keeps each armed domain's deadline and acts on it."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._connection: libvirt.virConnect | None = None
+        #: Armed domains and the time (time.monotonic()) at which each is resumed.
+        self._deadlines: dict[str, float] = {}
+        self._rest = b""
+
+    def serve(self) -> int:
+        """Obey the line until it ends, then resume whatever is armed."""
+        self._connect()
+        while True:
+            ready, _, _ = select.select([sys.stdin.fileno()], [], [], self._patience_s())
+            if ready:
+                data = os.read(sys.stdin.fileno(), _READ_BYTES)
+                if not data:
+                    break
+                self._take(data)
+            self._resume_late()
+        for domain in list(self._deadlines):
+            LOG.warning("[instance: %s] The agent is gone inside a pause", domain)
+            self._resume_for_sure(domain)
+        return 0
+
+    def _patience_s(self) -> float | None:
+        if not self._deadlines:
+            return None
+        return max(0.0, min(self._deadlines.values()) - time.monotonic())
+
+    def _take(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "arm" in message:
+                self._deadlines[message["arm"]] = time.monotonic() + message["budget_s"]
+                if self._connection is None or not self._connection.isAlive():
+                    self._connect()
+                sys.stdout.write(message["arm"] + "\n")
+                sys.stdout.flush()
+            else:
+                self._deadlines.pop(message["disarm"], None)
+
+    def _resume_late(self) -> None:
+        now = time.monotonic()
+        for domain in [one for one, due in self._deadlines.items() if due <= now]:
+            del self._deadlines[domain]
+            LOG.warning("[instance: %s] Paused for longer than its budget", domain)
+            self._resume(domain)
+
+    def _resume_for_sure(self, domain: str) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not self._resume(domain) and time.monotonic() < deadline:
+            time.sleep(_RETRY_S)
+
+    def _resume(self, domain: str) -> bool:
+        """Let a domain run on; True when it runs, or there is nothing (left) to resume."""
+        try:
+            if self._connection is None or not self._connection.isAlive():
+                self._connect()
+            if self._connection is None:
+                return False
+            found = self._connection.lookupByUUIDString(domain)
+            if found.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+                found.resume()
+                LOG.warning("[instance: %s] The sentinel resumed the guest", domain)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return True
+            LOG.error("[instance: %s] The guest could not be resumed: %s", domain, error)
+            return False
+        return True
+
+    def _connect(self) -> None:
+        try:
+            self._connection = libvirt.open(self._uri)
+        except libvirt.libvirtError as error:
+            LOG.error("libvirt at %s: %s", self._uri, error)
+            self._connection = None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,6 +8,7 @@ environment variable STILLFRAME_CONFIG_FILES names (separated by colons).
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -16,12 +17,18 @@ import falcon
 from api_service.app import LOG_FILE, PROG, make_parts
 from common import conf, log
 
+LOG = logging.getLogger(__name__)
+
 
 def make_application() -> falcon.App[Any, Any]:
     """Load the configuration and wire the application."""
     files = [name for name in os.environ.get("STILLFRAME_CONFIG_FILES", "").split(":") if name]
     settings = conf.load([part for name in files for part in ("--config-file", name)], PROG)
     log.setup(settings, LOG_FILE)
+    LOG.warning(
+        "auth_strategy = noauth: whoever reaches this server is whoever they say they are. "
+        "For demos and tests only."
+    )
     return make_parts(settings).application
 
 

@@ -11,6 +11,7 @@ instead of being lost silently.
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -162,9 +163,12 @@ class RpcService:
         self._server.start()
 
     def stop(self, deadline: float) -> None:
-        """Consume no more, and let the method at work return."""
+        """Consume no more, and let the methods at work return, while there is time."""
         self._server.stop()
-        self._server.wait()
+        try:
+            self._server.wait(timeout=max(0.1, deadline - time.monotonic()))
+        except oslo_messaging.server.TaskTimeout:
+            LOG.warning("A message is still being handled; its work is in the journal or ledger")
 
 
 def register_options(conf: cfg.ConfigOpts) -> None:

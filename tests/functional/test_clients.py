@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import openstack as sdk
 import openstack.config as sdk_config
 import pytest
 
+from tests.functional.conftest import ROOT, python
 from tests.functional.snapshots import openstack
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
@@ -57,3 +60,24 @@ def test_stillframe_manage_broker_check_sees_the_agent(cloud: Cloud) -> None:
     said = cloud.manage("broker", "check").stdout
     assert f"stillframe-compute.{cloud.host}" in said
     assert said.rstrip().endswith("Healthy")
+
+
+SERVE_ROOT = """
+import falcon.testing
+from api_service.wsgi import application
+versions = falcon.testing.TestClient(application).simulate_get("/").json["versions"]
+print([one["id"] for one in versions])
+"""
+
+
+def test_the_wsgi_application_is_importable_by_any_server(cloud: Cloud) -> None:
+    done = subprocess.run(
+        [python(), "-c", SERVE_ROOT],
+        cwd=ROOT,
+        env={**os.environ, "STILLFRAME_CONFIG_FILES": str(cloud.config_file)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.strip() == "['v2.0', 'v2.1']", done.stderr

@@ -29,6 +29,7 @@ from tools.stack.guest import Guest, GuestWish, build_image, choose_accelerator
 
 _TIMEOUT_S = 600.0
 _MIB = 2**20
+_WRITE_MIB = 512
 _TOKEN = {"X-Auth-Token": "demo:demo", "OpenStack-API-Version": "compute 2.96"}
 
 
@@ -108,8 +109,9 @@ def _guest(cloud: Cloud, case: Case) -> Guest:
     guest.define()
     if case.fill_mib:
         # Beyond the partitions, a byte that is no zero: data like any other to the reader.
-        write = f"write -P 165 2G {case.fill_mib}M"
-        command = ["qemu-io", "-f", "qcow2", "-c", write, str(guest.disk)]
+        starts = range(2048, 2048 + case.fill_mib, _WRITE_MIB)
+        writes = [part for at in starts for part in ("-c", f"write -P 165 {at}M {_WRITE_MIB}M")]
+        command = ["qemu-io", "-f", "qcow2", *writes, str(guest.disk)]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
     if case.running:
         guest.start()

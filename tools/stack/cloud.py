@@ -19,8 +19,11 @@ from tools.stack.process import Process, free_port
 from tools.stack.rabbitmq import RabbitMq
 
 _READY_TIMEOUT_S = 60.0
+#: What operators are told to run with is what the demo and the tests run with.
+_PRODUCTION_BROKER_BLOCK = Path(__file__).parents[2] / "etc" / "stillframe" / "rabbitmq.conf"
 
 _CONFIG = """\
+{broker_block}
 [DEFAULT]
 transport_url = {transport_url}
 host = {host}
@@ -28,10 +31,6 @@ state_path = {here}/state
 report_interval = 2
 service_down_time = 15
 graceful_shutdown_timeout = 20
-[oslo_messaging_rabbit]
-rabbit_quorum_queue = true
-rabbit_transient_quorum_queue = true
-rabbit_qos_prefetch_count = 8
 [api]
 bind_port = {port}
 dispatch_interval = 2
@@ -183,6 +182,7 @@ class Cloud:
         self.log_directory.mkdir(exist_ok=True)
         self.config_file.write_text(
             _CONFIG.format(
+                broker_block=_PRODUCTION_BROKER_BLOCK.read_text(),
                 transport_url=self.rabbitmq.transport_url,
                 host=self.host,
                 here=self.directory,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from keystoneauth1 import loading as keystone_loading
+from oslo_concurrency import lockutils
 from oslo_config import cfg
 from oslo_log import log as oslo_log
 
@@ -43,4 +44,6 @@ def load(argv: Sequence[str], prog: str) -> cfg.ConfigOpts:
     if not hasattr(CONF, "log_dir"):
         oslo_log.register_options(CONF)
     CONF(list(argv), project=PROJECT, prog=prog)
+    # oslo.messaging's queue manager keeps its counters behind file locks.
+    lockutils.set_defaults(f"{CONF.state_path}/lock")
     return CONF

@@ -86,19 +86,12 @@ class Hypervisor:
     def guests(self) -> list[Guest]:
         """Return every domain of this host, running or not."""
         with translated("listing its instances"):
-            return [Guest(domain, self.stamps) for domain in self.connection().listAllDomains()]
+            domains = self.connection().listAllDomains()
+            return [Guest(domain, self._find, self.stamps) for domain in domains]
 
     def guest(self, instance_uuid: str) -> Guest:
         """Return one domain; raise InstanceNotFound if this host has none of that id."""
-        try:
-            domain = self.connection().lookupByUUIDString(instance_uuid)
-        except libvirt.libvirtError as error:
-            if is_connection_loss(error):
-                raise HypervisorUnavailable("the hypervisor's service went away") from error
-            raise InstanceNotFound(
-                f"instance {instance_uuid} is not on the host that was asked"
-            ) from error
-        return Guest(domain, self.stamps)
+        return Guest(self._find(instance_uuid), self._find, self.stamps)
 
     def info(self) -> HypervisorInfo:
         """Return what the host is."""
@@ -112,6 +105,16 @@ class Hypervisor:
                 vcpus=int(cpus),
                 memory_mib=int(memory_mib),
             )
+
+    def _find(self, instance_uuid: str) -> libvirt.virDomain:
+        try:
+            return self.connection().lookupByUUIDString(instance_uuid)
+        except libvirt.libvirtError as error:
+            if is_connection_loss(error):
+                raise HypervisorUnavailable("the hypervisor's service went away") from error
+            raise InstanceNotFound(
+                f"instance {instance_uuid} is not on the host that was asked"
+            ) from error
 
     def _open(self) -> libvirt.virConnect:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 
 import libvirt
 
@@ -32,13 +33,23 @@ _POWER_STATES: dict[int, PowerState] = {
 
 
 class Guest:
-    """One domain of this host."""
+    """One domain of this host. `find` looks it up again after libvirt was restarted."""
 
-    def __init__(self, domain: libvirt.virDomain, stamps: Recorder) -> None:
-        self._domain = domain
+    def __init__(
+        self, domain: libvirt.virDomain, find: Callable[[str], libvirt.virDomain], stamps: Recorder
+    ) -> None:
+        self._found = domain
+        self._find = find
         self._stamps = stamps
         self.uuid: str = domain.UUIDString()
         self.domain_name: str = domain.name()
+
+    @property
+    def _domain(self) -> libvirt.virDomain:
+        """The domain on a connection that lives: a snapshot may outlast the one it began on."""
+        if not self._found.connect().isAlive():
+            self._found = self._find(self.uuid)
+        return self._found
 
     def power_state(self) -> PowerState:
         """Return what the guest is doing now."""

@@ -216,6 +216,18 @@ def test_a_cast_straight_to_the_agent_appears_in_the_api(
     assert requests.get(f"{url}/{image_id}", timeout=10).json()["status"] == "active"
 
 
+def test_libvirtd_restarting_in_the_upload_does_not_matter(
+    cloud: Cloud, running_guest: Guest
+) -> None:
+    asked = ask(cloud, running_guest)
+    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    cloud.libvirtd.restart()
+    job = asked.ended()
+    assert job["state"] == "done", job["reason"]
+    assert running_guest.state() == "running"
+    assert leftovers(cloud) == []
+
+
 def test_sigterm_in_the_upload_lets_it_finish(cloud: Cloud, running_guest: Guest) -> None:
     asked = ask(cloud, running_guest)
     wait_for(lambda: asked.job()["step"] == "stream", "the upload")

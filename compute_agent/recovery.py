@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from common import context
 from common.errors import InstanceNotFound, JobInterrupted, StillframeError
-from compute_agent.capture.workspace import Directories
+from compute_agent.capture.workspace import Directories, Workspace
 from compute_agent.jobs import Job, Jobs, Reports
 from compute_agent.journal import Entry, Journal
 
@@ -48,9 +48,11 @@ class Recovery:
         """Put every open entry right."""
         entries = self._journal.open_entries()
         begun = [entry for entry in entries if entry.step is not None]
-        for entry in begun:
-            self._end(entry)
-        self._remove_leftovers()
+        not_put_right = [entry for entry in begun if not self._end(entry)]
+        # QEMU may still write into the scratch of a job that is open on its guest.
+        self._remove_leftovers(
+            keep=[self._directories.of_job(entry.job_id) for entry in not_put_right]
+        )
         for entry in entries:
             if entry.step is None:
                 LOG.info("Job %s was accepted before the restart; it begins now", entry.job_id)
@@ -59,7 +61,8 @@ class Recovery:
     def stop(self, deadline: float) -> None:
         """Nothing runs."""
 
-    def _end(self, entry: Entry) -> None:
+    def _end(self, entry: Entry) -> bool:
+        """Put one entry right; False if that must be tried again at the next start."""
         job = Job(entry, self._host, self._reports)
         with context.bound(job.context):
             LOG.warning(
@@ -75,13 +78,16 @@ class Recovery:
                 # The entry stays open, so the next start tries again; an agent
                 # that cannot reach libvirt would not have come this far.
                 LOG.error("Job %s could not be put right: %s", entry.job_id, error)
-                return
+                return False
             if was_published:
                 job.finish(None)
             else:
                 job.finish(JobInterrupted("the compute agent ended during the snapshot"))
+            return True
 
-    def _remove_leftovers(self) -> None:
+    def _remove_leftovers(self, keep: list[Workspace]) -> None:
         for workspace in self._directories.leftovers():
+            if workspace in keep:
+                continue
             LOG.info("Removing what an ended job left in %s", workspace.scratch.name)
             workspace.remove()

@@ -63,6 +63,8 @@ def cloud(
         bin_directory=Path(sys.executable).parent,
         image=guest_image,
         accelerator=accelerator,
+        # Slow enough that a test can do something in the middle of an upload.
+        extra_config="bandwidth_limit = 40",
     )
     try:
         cloud.start_parts()

@@ -68,7 +68,7 @@ _CLOUD = """\
 class Cloud:
     """One private cloud in `directory`; `bin_directory` holds stillframe-api and -compute.
 
-    `extra_config` is appended to stillframe.conf. State in `directory`
+    `extra_config` is appended to stillframe.conf, whose last group is [capture]. State in `directory`
     survives `stop` and `start`; `cache` is for what takes long to make.
     """
 

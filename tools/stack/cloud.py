@@ -68,8 +68,9 @@ _CLOUD = """\
 class Cloud:
     """One private cloud in `directory`; `bin_directory` holds stillframe-api and -compute.
 
-    `extra_config` is appended to stillframe.conf, whose last group is [capture]. State in `directory`
-    survives `stop` and `start`; `cache` is for what takes long to make.
+    `extra_config` is appended to stillframe.conf, whose last group is [capture].
+    State in `directory` survives `stop` and `start`; `cache` is for what takes
+    long to make.
     """
 
     def __init__(

@@ -101,7 +101,6 @@ class Reporter:
             except Exception:
                 # The thread is the only way to the API: it must outlive any message.
                 LOG.exception("A report could not be sent")
-                self._failures += 1
 
     def _send_what_is_due(self) -> None:
         self._send_answers()
@@ -135,13 +134,14 @@ class Reporter:
             self._cast(request_context, "job_progress", progress.to_wire())
 
     def _deliver_outcomes(self) -> None:
+        # Lowered before looking: an outcome that comes meanwhile raises it again.
         self._outcome_due = False
-        for entry in self._journal.unconfirmed():
-            if not self._deliver(entry):
-                self._failures += 1
-                self._outcome_due = True
-                return
-        self._failures = 0
+        delivered = False
+        try:
+            delivered = all(self._deliver(entry) for entry in self._journal.unconfirmed())
+        finally:
+            self._failures = 0 if delivered else self._failures + 1
+            self._outcome_due = self._outcome_due or not delivered
 
     def _deliver(self, entry: Entry) -> bool:
         if entry.outcome is None:

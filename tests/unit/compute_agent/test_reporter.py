@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An outcome reaches the API, however long that takes; progress is only ever the latest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from common import context
+from common.errors import BrokerUnavailable
+from common.messages import JobAccepted, JobOutcome, JobProgress, SnapshotRequest
+from common.states import JobKind, JobState
+from compute_agent.journal import Journal
+from compute_agent.reporter import Reporter
+from tests.unit.compute_agent.conftest import wait_for
+
+NewRequest = Callable[..., SnapshotRequest]
+
+
+class Line:
+    """The way to the API: keeps what was sent, and fails as often as it is told to."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+        self.failures_left = 0
+
+    def cast(self, _context: context.RequestContext, method: str, **arguments: Any) -> None:
+        if self.failures_left:
+            self.failures_left -= 1
+            raise BrokerUnavailable("away")
+        self.sent.append((method, arguments["report"]))
+
+    call = cast
+
+    def methods(self) -> list[str]:
+        return [method for method, _ in self.sent]
+
+
+@pytest.fixture
+def line() -> Line:
+    return Line()
+
+
+@pytest.fixture
+def reporter(line: Line, journal: Journal) -> Iterator[Reporter]:
+    reporter = Reporter(line, journal, progress_interval_s=0.2)  # type: ignore[arg-type]
+    reporter.start()
+    yield reporter
+    reporter.stop(time.monotonic() + 10)
+
+
+def outcome_of(request: SnapshotRequest) -> JobOutcome:
+    return JobOutcome(
+        job_id=request.job_id,
+        kind=JobKind.SNAPSHOT,
+        host="h",
+        instance=request.instance,
+        image_id=request.image_id,
+        state=JobState.DONE,
+        accepted_at=1.0,
+        finished_at=2.0,
+    )
+
+
+def test_an_outcome_is_repeated_until_it_is_confirmed(
+    reporter: Reporter, line: Line, journal: Journal, new_request: NewRequest
+) -> None:
+    request = new_request()
+    journal.accept(request, {})
+    line.failures_left = 1
+    reporter.finished(context.new(), outcome_of(request))
+    wait_for(lambda: line.methods() == ["job_finished"])
+    wait_for(lambda: journal.unconfirmed() == [])
+
+
+def test_an_outcome_that_was_not_delivered_is_delivered_by_the_next_start(
+    line: Line, journal: Journal, new_request: NewRequest
+) -> None:
+    request = new_request()
+    journal.accept(request, {})
+    journal.finish(outcome_of(request))
+    reporter = Reporter(line, journal, progress_interval_s=1)  # type: ignore[arg-type]
+    reporter.start()
+    wait_for(lambda: line.methods() == ["job_finished"])
+    reporter.stop(time.monotonic() + 10)
+    assert journal.unconfirmed() == []
+
+
+def test_only_the_latest_progress_of_a_job_is_sent(
+    reporter: Reporter, line: Line, new_request: NewRequest
+) -> None:
+    request = new_request()
+    for done in range(500):
+        progress = JobProgress(
+            job_id=request.job_id, host="h", step="stream", bytes_done=done, bytes_total=500, at=1.0
+        )
+        reporter.progress(context.new(), progress)
+    wait_for(lambda: any(report["bytes_done"] == 499 for _, report in line.sent))
+    assert len(line.sent) <= 3
+
+
+def test_acceptances_go_out_in_order_and_at_once(
+    reporter: Reporter, line: Line, new_request: NewRequest
+) -> None:
+    requests = [new_request() for _ in range(5)]
+    for request in requests:
+        message = JobAccepted(
+            job_id=request.job_id,
+            kind=JobKind.SNAPSHOT,
+            host="h",
+            instance=request.instance,
+            image_id=request.image_id,
+            at=1.0,
+        )
+        reporter.accepted(context.new(), message)
+    wait_for(lambda: len(line.sent) == 5)
+    assert [report["job_id"] for _, report in line.sent] == [one.job_id for one in requests]
+
+
+def test_what_no_line_should_raise_does_not_silence_the_agent(
+    reporter: Reporter, line: Line, journal: Journal, new_request: NewRequest
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    line.call = broken  # type: ignore[method-assign]
+    request = new_request()
+    journal.accept(request, {})
+    reporter.finished(context.new(), outcome_of(request))
+    wait_for(lambda: bool(reporter._failures))
+    line.call = line.cast  # type: ignore[method-assign]
+    wait_for(lambda: journal.unconfirmed() == [])
+    assert reporter.alive()

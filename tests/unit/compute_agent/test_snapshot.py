@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of the steps, and of their undoing: the guest runs on before anything else."""
+
+from __future__ import annotations
+
+import dataclasses
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import CaptureFailed, InstanceNotFound, JobInterrupted, VerifyFailed
+from common.messages import SnapshotRequest
+from common.states import PowerState
+from compute_agent import publication
+from compute_agent.capture import make
+from compute_agent.capture.base import Export
+from compute_agent.capture.workspace import Directories
+from compute_agent.guest import description
+from compute_agent.jobs import Job
+from compute_agent.journal import Journal
+from compute_agent.snapshot import JOURNALLED, STEPS, Pipeline
+from compute_agent.tools import Settings, Tools
+from tests.unit.compute_agent.conftest import RecordedReports
+
+NewRequest = Callable[..., SnapshotRequest]
+
+DISK = "<disk type='file'><source file='/d'/><target dev='vda'/></disk>"
+DOMAIN = f"<domain><devices>{DISK}</devices></domain>"
+
+
+class Stage:
+    """Every seam of the pipeline at once: notes what is done, and fails where it is told to."""
+
+    method, pausable, uuid = "backup", True, "guest"
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.fails: dict[str, Exception] = {}
+        self.state = PowerState.RUNNING
+
+    def do(self, what: str) -> None:
+        self.done.append(what)
+        if what in self.fails:
+            raise self.fails[what]
+
+    def describe(self) -> ET.Element:
+        return description.parse(DOMAIN)
+
+    def guest(self, _uuid: str) -> Stage:
+        self.do("find")
+        return self
+
+    def capacity_bytes(self, _target: str) -> int:
+        return 1 << 30
+
+    def power_state(self) -> PowerState:
+        return self.state
+
+    def is_active(self) -> bool:
+        return True
+
+    def was_shut_down_in_order(self) -> bool:
+        return False
+
+    def pause_since(self, _since: float, _timeout_s: float) -> None:
+        return None
+
+    def export(self) -> Export:
+        return Export(socket_path="/s", name="vda")
+
+    def arm(self, _uuid: str) -> None:
+        self.do("arm")
+
+    def disarm(self, _uuid: str) -> None:
+        self.do("disarm")
+
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        if name in ("suspend", "resume", "prepare", "begin", "end"):
+            return lambda: self.do(name)
+        raise AttributeError(name)
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    stage = Stage()
+    monkeypatch.setattr(make, "by_method", lambda *_: stage)
+    for name in ("describe", "stream", "verify", "publish"):
+        monkeypatch.setattr(publication, name, lambda *_, name=name: stage.do(name))
+
+    def discard(*_: Any, began: bool) -> None:
+        stage.do("discard ours" if began else "discard")
+
+    monkeypatch.setattr(publication, "discard", discard)
+    return stage
+
+
+@pytest.fixture
+def pipeline(stage: Stage, journal: Journal, tmp_path: Path) -> Pipeline:
+    anything: Any = stage
+    return Pipeline(
+        Tools(
+            hypervisor=anything,
+            images=anything,
+            journal=journal,
+            directories=Directories(scratch=tmp_path, sockets=tmp_path),
+            throttle=anything,
+            sentinel=anything,
+            settings=Settings(
+                method="auto",
+                pause="always",
+                image_format="qcow2",
+                scratch_reserve_percent=0,
+                upload_retries=0,
+                progress_log_interval_s=1,
+            ),
+        )
+    )
+
+
+@pytest.fixture
+def job(journal: Journal, reports: RecordedReports, new_request: NewRequest) -> Job:
+    request = new_request()
+    journal.accept(request, {})
+    entry = journal.find(request.job_id)
+    assert entry is not None
+    return Job(entry, "h", reports)
+
+
+def test_nothing_lies_between_the_stop_the_instant_and_the_resume(
+    pipeline: Pipeline, stage: Stage, job: Job
+) -> None:
+    pipeline.run(job)
+    expected = "find prepare arm suspend begin resume disarm describe stream verify publish end"
+    assert stage.done == expected.split()
+
+
+def test_a_capture_that_fails_lets_the_guest_run_on_first(
+    pipeline: Pipeline, stage: Stage, job: Job
+) -> None:
+    stage.fails["begin"] = CaptureFailed("QEMU says no")
+    with pytest.raises(CaptureFailed):
+        pipeline.run(job)
+    after = stage.done[stage.done.index("begin") + 1 :]
+    assert after == ["resume", "disarm", "end", "discard"]
+
+
+@pytest.mark.parametrize("step", ["stream", "verify", "publish"])
+def test_an_image_that_is_not_whole_goes_and_a_pause_that_is_over_is_not_ours(
+    pipeline: Pipeline, stage: Stage, job: Job, step: str
+) -> None:
+    """Whoever paused the guest since the capture means it."""
+    stage.fails[step] = VerifyFailed("differs")
+    with pytest.raises(VerifyFailed):
+        pipeline.run(job)
+    after = stage.done[stage.done.index(step) + 1 :]
+    assert after == ["discard ours", "end"]
+    assert stage.done.count("resume") == 1
+
+
+def test_an_undo_that_fails_does_not_keep_the_others_from_theirs(
+    pipeline: Pipeline, stage: Stage, job: Job
+) -> None:
+    stage.fails = {"begin": CaptureFailed("no"), "resume": CaptureFailed("libvirt is away")}
+    with pytest.raises(CaptureFailed):
+        pipeline.run(job)
+    assert stage.done[-2:] == ["end", "discard"]
+    assert "disarm" not in stage.done, "the sentinel must still see to the guest"
+
+
+def test_a_guest_that_is_paused_already_is_not_resumed(
+    pipeline: Pipeline, stage: Stage, job: Job
+) -> None:
+    stage.state = PowerState.PAUSED
+    pipeline.run(job)
+    assert not {"arm", "suspend", "resume"} & set(stage.done)
+
+
+def test_a_job_that_is_stopped_ends_with_its_reason_before_the_next_step(
+    pipeline: Pipeline, stage: Stage, job: Job
+) -> None:
+    job.stop(JobInterrupted("the agent stops"))
+    with pytest.raises(JobInterrupted):
+        pipeline.run(job)
+    assert "suspend" not in stage.done
+    assert stage.done[-1] == "discard"
+
+
+@pytest.mark.parametrize("step", JOURNALLED)
+def test_recovery_puts_right_what_each_step_left(
+    pipeline: Pipeline, stage: Stage, job: Job, journal: Journal, step: str
+) -> None:
+    def die(_run: Any) -> None:
+        raise KeyboardInterrupt
+
+    killed = [dataclasses.replace(one, run=die) if one.name == step else one for one in STEPS]
+    facts = _facts_when_killed_in(pipeline, killed, job, journal)
+    stage.done.clear()
+    was_published = pipeline.recover(facts)
+    assert was_published == (step == "release")
+    assert ("resume" in stage.done) == (step == "pause")
+    assert "end" in stage.done
+    ours = step in ("stream", "verify", "publish")
+    assert ("discard ours" in stage.done) == ours
+    assert ("discard" in stage.done) == (not ours and not was_published)
+
+
+def test_recovery_of_an_instance_that_is_gone_still_removes_its_image(
+    pipeline: Pipeline, stage: Stage, job: Job, journal: Journal
+) -> None:
+    journal.begin_step(job.entry.job_id, "stream", {})
+    stage.fails["find"] = InstanceNotFound("gone")
+    with pytest.raises(InstanceNotFound):
+        pipeline.recover(_again(job, journal))
+    assert stage.done == ["discard ours", "find"]
+
+
+def _facts_when_killed_in(pipeline: Pipeline, steps: list[Any], job: Job, journal: Journal) -> Job:
+    """Run until the step that dies, and return the job as the next start finds it."""
+    run = pipeline._begin(job)
+    for step in steps:
+        pipeline._enter(step, run)
+        try:
+            step.run(run)
+        except KeyboardInterrupt:
+            break
+    return _again(job, journal)
+
+
+def _again(job: Job, journal: Journal) -> Job:
+    entry = journal.find(job.entry.job_id)
+    assert entry is not None
+    return Job(entry, "h", RecordedReports(journal))

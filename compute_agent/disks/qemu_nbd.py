@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import subprocess
 import threading
 import time
@@ -22,11 +21,13 @@ from typing import Self
 
 from common.errors import JobFailed
 from compute_agent.disks import qemu_img
+from compute_agent.disks.nbd import NbdClient, NbdConnectionLost
 
 LOG = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 15.0
 _STOP_TIMEOUT_S = 5.0
+_HANDSHAKE_TIMEOUT_S = 2.0
 _LOOK_S = 0.01
 
 
@@ -101,7 +102,7 @@ class QemuNbd:
             text=True,
         )
         try:
-            self._wait_until_it_listens(process, time.monotonic() + timeout_s)
+            self._wait_until_it_serves(process, time.monotonic() + timeout_s)
         except BaseException:
             self.stop()
             raise
@@ -144,8 +145,8 @@ class QemuNbd:
         options = f"driver={self._format},read-only=on,force-share=on"
         return [*cache, "--image-opts", f"{options},file.driver=file,file.filename={path}"]
 
-    def _wait_until_it_listens(self, process: subprocess.Popen[str], deadline: float) -> None:
-        while not _listens(self._socket_path):
+    def _wait_until_it_serves(self, process: subprocess.Popen[str], deadline: float) -> None:
+        while not self._serves():
             if process.poll() is not None:
                 _log_words(process)
                 raise QemuNbdError("the disk could not be opened for reading; is it in use?")
@@ -154,16 +155,15 @@ class QemuNbd:
                 raise QemuNbdError("the disk could not be opened for reading in time")
             time.sleep(_LOOK_S)
 
-
-def _listens(path: Path) -> bool:
-    """Tell whether somebody accepts connections (the file appears a moment earlier)."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(_START_TIMEOUT_S)
+    def _serves(self) -> bool:
+        """Tell whether the export is offered: it listens before it has opened the image."""
         try:
-            probe.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
+            NbdClient(
+                self._socket_path, self._export_name, contexts=(), timeout_s=_HANDSHAKE_TIMEOUT_S
+            ).close()
+        except NbdConnectionLost:
             return False
-    return True
+        return True
 
 
 def _takes_direct_io(path: str) -> bool:

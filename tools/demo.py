@@ -10,6 +10,7 @@ Runs on the system's Python with nothing installed: it makes the venvs itself.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ _SIZE_MIB = 1024
 _PAYLOAD_MIB = 256
 _CLIENTS = ("python-openstackclient>=7",)
 _LOOK_S = 0.5
+_SNAPSHOT_TIMEOUT_S = 600.0
 
 _ENV = """\
 # source this: puts the stock `openstack` client on PATH and points it at the demo
@@ -47,6 +49,9 @@ def main(argv: list[str]) -> int:
     if len(argv) != 1 or argv[0] not in commands:
         sys.stderr.write(__doc__ or "")
         return 2
+    if os.geteuid() != 0:
+        sys.stderr.write("The demo's hypervisor needs root: sudo make demo, sudo make demo-down\n")
+        return 1
     commands[argv[0]]()
     return 0
 
@@ -66,7 +71,7 @@ def up() -> None:
 
 def down() -> None:
     """Stop the demo; what took long to build stays in `.demo/cache`."""
-    if (HOME / "stillframe.conf").exists():
+    if (HOME / "api-port").exists():  # the first thing that a start leaves, failed or not
         _cloud("qemu").stop()
     say("The demo is stopped. Its logs stay in .demo/log, what it built in .demo/cache.")
 
@@ -142,8 +147,10 @@ def _take_snapshot(cloud: Cloud, guest: Guest, command: list[str]) -> dict[str, 
         stderr=subprocess.PIPE,
         text=True,
     )
-    shown = ""
+    shown, deadline = "", time.monotonic() + _SNAPSHOT_TIMEOUT_S
     while client.poll() is None:
+        if time.monotonic() > deadline:
+            client.kill()
         server = cloud.server(guest)
         state = f"{server.get('OS-EXT-STS:task_state')}, {server.get('progress', 0)} %"
         if server.get("OS-EXT-STS:task_state") and state != shown:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
@@ -15,7 +16,7 @@ from typing import Any
 from tools.stack.glance import Glance
 from tools.stack.guest import Guest, GuestWish
 from tools.stack.libvirtd import Libvirtd
-from tools.stack.process import Process, free_port
+from tools.stack.process import Process, kept_port
 from tools.stack.rabbitmq import RabbitMq
 
 _READY_TIMEOUT_S = 60.0
@@ -97,10 +98,7 @@ class Cloud:
         self.agent = Process("stillframe-compute", directory)
         self.log_directory = directory / "log"
         self.host = "demo-host"
-        record = directory / "api-port"
-        if not record.exists():
-            record.write_text(str(free_port()))
-        self._api_port = int(record.read_text())
+        self._api_port = kept_port(directory / "api-port", self.api)
 
     @property
     def api_url(self) -> str:
@@ -149,11 +147,11 @@ class Cloud:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
 
     def stop(self) -> None:
-        """Stop everything that was started, and only that."""
-        for process in (self.agent, self.api):
-            process.stop()
-        for part in (self.libvirtd, self.glance, self.rabbitmq):
-            part.stop()
+        """Stop everything that was started, and only that; one that fails spares no other."""
+        parts = (self.agent, self.api, self.libvirtd, self.glance, self.rabbitmq)
+        with contextlib.ExitStack() as stopping:
+            for part in reversed(parts):
+                stopping.callback(part.stop)
 
     def guest(self, wish: GuestWish) -> Guest:
         """Return a guest; it is neither defined nor started yet."""

@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-#: The first that the engine has, or can pull, is used.
+#: The first that the engine has is used; none is pulled.
 IMAGES = ("rabbitmq:4", "rabbitmq:3", "stillframe-test/rabbitmq:latest")
 _START_TIMEOUT_S = 90.0
 _PORT = 5672

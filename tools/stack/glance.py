@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.stack.process import Process, free_port, listens
+from tools.stack.process import Process, kept_port, listens
 
 #: The release that demo and tests run with.
 REQUIREMENTS = ("glance==33.0.0", "cheroot>=11")
@@ -47,10 +47,7 @@ class Glance:
         self._directory = directory
         self._venv = venv
         self.process = Process("glance", directory)
-        record = directory / "port"
-        if not record.exists():
-            record.write_text(str(free_port()))
-        self.port = int(record.read_text())
+        self.port = kept_port(directory / "port", self.process)
 
     @property
     def endpoint(self) -> str:

@@ -250,10 +250,18 @@ class Guest:
 
 
 def build_image(directory: Path, size_mib: int = 1024, payload_mib: int = 64) -> Path:
-    """Build the guest image into `directory`, unless it is there; return the directory."""
+    """Build the guest image into `directory`, unless it is there; return the directory.
+
+    Raises RuntimeError with the end of what the build said.
+    """
     script = Path(__file__).parents[1] / "guest" / "build"
     command = [str(script), str(directory), str(size_mib), str(payload_mib)]
-    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    built = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    if built.returncode:
+        said = "\n".join(built.stderr.splitlines()[-10:])
+        raise RuntimeError(
+            f"The guest image was not built. Without package lists, `apt-get update` helps.\n{said}"
+        )
     return directory
 
 

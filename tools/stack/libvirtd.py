@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 from tools.stack.process import Process
 
 _START_TIMEOUT_S = 60.0
+_GUEST_END_TIMEOUT_S = 30.0
 #: On a tmpfs, as /run is on a real host, and short: a socket's path may have 107 bytes.
 _RUN_ROOT = Path("/dev/shm")  # noqa: S108 # a tmpfs is what is wanted
 
@@ -81,10 +85,11 @@ class Libvirtd:
     def stop(self) -> None:
         """End every guest and the daemon, and remove its run directory."""
         if self.process.pid is not None:
-            for name in self.virsh("list", "--name").split():
-                with contextlib.suppress(subprocess.CalledProcessError):
+            with contextlib.suppress(subprocess.SubprocessError):
+                for name in self.virsh("list", "--name").split():
                     self.virsh("destroy", name)
         self.process.stop()
+        self._end_guests_left()
         shutil.rmtree(self.run, ignore_errors=True)
 
     def virsh(self, *arguments: str) -> str:
@@ -93,6 +98,25 @@ class Libvirtd:
         return subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=120
         ).stdout
+
+    def _end_guests_left(self) -> None:
+        """Kill the guests of a daemon that died or hung before it could end them."""
+        pids = {int(record.read_text()) for record in (self.run / "qemu").glob("*.pid")}
+        for pid in filter(self._is_ours, pids):
+            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + _GUEST_END_TIMEOUT_S
+        while left := [pid for pid in pids if self._is_ours(pid)]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"killed, yet not gone: guests with process ids {left}")
+            time.sleep(0.05)
+
+    def _is_ours(self, pid: int) -> bool:
+        """Tell a guest of ours from a stranger with its old id: it sees our run directory."""
+        try:
+            mounts = Path(f"/proc/{pid}/mountinfo").read_text()
+        except OSError:
+            return False
+        return f"/{self.run.name} /run/libvirt " in mounts
 
     def _answers(self) -> bool:
         try:

@@ -55,9 +55,12 @@ class Process:
     def wait_until(self, ready: Callable[[], bool], timeout_s: float) -> None:
         """Wait until `ready`; raise RuntimeError with the end of the log if that does not come."""
         deadline = time.monotonic() + timeout_s
-        while not ready():
+        while True:
+            # Asked first: where it has ended, whatever answers is a stranger.
             if self.pid is None:
                 raise RuntimeError(f"{self.name} ended at its start:\n{self.tail()}")
+            if ready():
+                return
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{self.name} is not ready after {timeout_s} s:\n{self.tail()}")
             time.sleep(_LOOK_S)
@@ -106,6 +109,20 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def kept_port(record: Path, process: Process) -> int:
+    """Return the port that `record` keeps from start to start.
+
+    Another is taken where a stranger got hold of it while `process` did not run.
+    """
+    if record.exists():
+        port = int(record.read_text())
+        if process.pid is not None or not listens(port):
+            return port
+    port = free_port()
+    record.write_text(str(port))
+    return port
 
 
 def listens(port: int) -> bool:

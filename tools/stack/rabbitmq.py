@@ -73,6 +73,10 @@ class RabbitMq:
             "HOME": here,
             "RABBITMQ_NODENAME": f"stillframe-{self.port}@localhost",
             "RABBITMQ_CONFIG_FILE": f"{here}/rabbitmq",
+            # The host's own RabbitMQ may be configured in /etc/rabbitmq; none of it is for us.
+            "RABBITMQ_CONFIG_FILES": f"{here}/conf.d",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{here}/advanced",
+            "RABBITMQ_CONF_ENV_FILE": f"{here}/rabbitmq-env.conf",
             "RABBITMQ_DIST_PORT": str(self._distribution_port),
             "RABBITMQ_MNESIA_BASE": f"{here}/data",
             "RABBITMQ_LOG_BASE": f"{here}/log",

@@ -9,6 +9,9 @@ that. `make_parts` wires everything from CONF, which nothing below reads;
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
 from common import broker, conf, rpc
+from common.errors import StillframeError
 from common.glance import ImageService
 from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
 
@@ -75,6 +79,8 @@ PIPELINE: tuple[type[Any], ...] = (
 
 _RPC_TIMEOUT_S = 30.0
 _BROKER_TIMEOUT_S = 3.0
+#: Anybody may ask for the health page; not each call may open a connection.
+_BROKER_LOOK_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +121,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         dispatcher=dispatcher,
         health_checks={
             "database": lambda: _look_at_database(database),
-            "broker": lambda: check_broker(settings, []),
+            "broker": _at_most_every(_BROKER_LOOK_S, lambda: check_broker(settings, [])),
         },
         link_prefix=settings.api.compute_link_prefix,
         max_limit=settings.api.max_limit,
@@ -179,3 +185,25 @@ def check_broker(settings: cfg.ConfigOpts, hosts: list[str]) -> broker.BrokerRep
 def _look_at_database(database: Database) -> None:
     with database.read() as session:
         session.execute(text("SELECT 1"))
+
+
+def _at_most_every(seconds: float, check: Callable[[], Any]) -> Callable[[], None]:
+    """Return a check that looks again only after that time; a failure is told each time."""
+    lock = threading.Lock()
+    looked_at, failure = -seconds, None
+
+    def remembered() -> None:
+        nonlocal looked_at, failure
+        with lock:
+            if time.monotonic() - looked_at >= seconds:
+                try:
+                    check()
+                    failure = None
+                except StillframeError as error:
+                    failure = error
+                looked_at = time.monotonic()
+            if failure is not None:
+                # Without the frames of the times before.
+                raise failure.with_traceback(None)
+
+    return remembered

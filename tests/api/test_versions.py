@@ -141,4 +141,14 @@ def test_the_health_page_says_which_backend_is_down(cloud: Cloud) -> None:
     reply = cloud.http.simulate_get("/healthcheck")
     assert reply.json["backends"]["database"] == "ok"
     assert reply.json["backends"]["broker"] != "ok"
+    assert reply.json["healthy"] is False
     assert "guest" not in reply.text
+    assert reply.status_code == 200, "jobs wait in the ledger: this API still serves"
+
+
+def test_an_api_without_its_database_is_taken_out_of_service(cloud: Cloud) -> None:
+    def down() -> None:
+        raise ConnectionError("no database")
+
+    cloud.health["database"] = down
+    assert cloud.http.simulate_get("/healthcheck").status_code == 503

@@ -12,6 +12,7 @@ import pytest
 
 from common import context
 from common.messages import InstanceRef, JobAccepted, JobOutcome, JobProgress, SnapshotRequest
+from common.states import JobKind, JobState
 from compute_agent.journal import Journal
 
 
@@ -21,6 +22,20 @@ def wait_for(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not come to hold"
         time.sleep(0.005)
+
+
+def outcome_of(request: SnapshotRequest) -> JobOutcome:
+    """Return the outcome of a request that was done."""
+    return JobOutcome(
+        job_id=request.job_id,
+        kind=JobKind.SNAPSHOT,
+        host="h",
+        instance=request.instance,
+        image_id=request.image_id,
+        state=JobState.DONE,
+        accepted_at=1.0,
+        finished_at=2.0,
+    )
 
 
 class RecordedReports:

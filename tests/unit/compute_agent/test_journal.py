@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from common.messages import JobOutcome, SnapshotRequest
-from common.states import JobKind, JobState
+from common.messages import SnapshotRequest
 from compute_agent.journal import Journal
+from tests.unit.compute_agent.conftest import outcome_of
 
 NewRequest = Callable[..., SnapshotRequest]
 
@@ -27,19 +27,6 @@ assert journal.accept(request, {"request_id": "req-1"})
 journal.begin_step(request.job_id, "pause", {"pauses": True})
 os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-def outcome_of(request: SnapshotRequest) -> JobOutcome:
-    return JobOutcome(
-        job_id=request.job_id,
-        kind=JobKind.SNAPSHOT,
-        host="h",
-        instance=request.instance,
-        image_id=request.image_id,
-        state=JobState.DONE,
-        accepted_at=1.0,
-        finished_at=2.0,
-    )
 
 
 def test_a_step_that_began_is_found_after_kill_9(tmp_path: Path, new_request: NewRequest) -> None:

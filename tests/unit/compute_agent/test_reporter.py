@@ -11,11 +11,11 @@ import pytest
 
 from common import context
 from common.errors import BrokerUnavailable
-from common.messages import JobAccepted, JobOutcome, JobProgress, SnapshotRequest
-from common.states import JobKind, JobState
+from common.messages import JobAccepted, JobProgress, SnapshotRequest
+from common.states import JobKind
 from compute_agent.journal import Journal
 from compute_agent.reporter import Reporter
-from tests.unit.compute_agent.conftest import wait_for
+from tests.unit.compute_agent.conftest import outcome_of, wait_for
 
 NewRequest = Callable[..., SnapshotRequest]
 
@@ -50,19 +50,6 @@ def reporter(line: Line, journal: Journal) -> Iterator[Reporter]:
     reporter.start()
     yield reporter
     reporter.stop(time.monotonic() + 10)
-
-
-def outcome_of(request: SnapshotRequest) -> JobOutcome:
-    return JobOutcome(
-        job_id=request.job_id,
-        kind=JobKind.SNAPSHOT,
-        host="h",
-        instance=request.instance,
-        image_id=request.image_id,
-        state=JobState.DONE,
-        accepted_at=1.0,
-        finished_at=2.0,
-    )
 
 
 def test_an_outcome_is_repeated_until_it_is_confirmed(

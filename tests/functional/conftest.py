@@ -64,7 +64,7 @@ def cloud(
         image=guest_image,
         accelerator=accelerator,
         # Slow enough that a test can do something in the middle of an upload.
-        extra_config="bandwidth_limit = 40",
+        extra_config="bandwidth_limit = 25",
     )
     try:
         cloud.start_parts()

@@ -8,17 +8,22 @@ in a tenant's words; libvirt's own are in the log.
 from __future__ import annotations
 
 import logging
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 
 import libvirt
 
+from common.errors import InstanceBusy
 from common.states import PowerState
 from compute_agent.guest import description
 from compute_agent.guest.errors import translated
 from compute_agent.guest.stamps import PauseProof, Recorder
 
 LOG = logging.getLogger(__name__)
+
+_JOB_END_TIMEOUT_S = 30.0
+_LOOK_S = 0.02
 
 _POWER_STATES: dict[int, PowerState] = {
     libvirt.VIR_DOMAIN_NOSTATE: PowerState.NOSTATE,
@@ -122,7 +127,11 @@ class Guest:
                 raise
 
     def end_backup(self) -> None:
-        """End the backup job of the guest; harmless if there is none (any more)."""
+        """End the backup job of the guest; harmless if there is none (any more).
+
+        Returns when the job is gone: libvirt's own call only asks for it.
+        Raises InstanceBusy if it is still there after half a minute.
+        """
         try:
             self._domain.abortJob()
         except libvirt.libvirtError as error:
@@ -130,6 +139,11 @@ class Guest:
                 with translated("ending the backup job"):
                     raise
             LOG.debug("No backup job to end: %s", error)
+        deadline = time.monotonic() + _JOB_END_TIMEOUT_S
+        while self.backup_description() is not None:
+            if time.monotonic() > deadline:
+                raise InstanceBusy("the hypervisor does not end the backup job")
+            time.sleep(_LOOK_S)
 
     def pause_since(self, since: float, timeout_s: float) -> PauseProof | None:
         """Return the pause that began after `since` (epoch seconds), by QEMU's own stamps."""

@@ -109,6 +109,6 @@ def leftovers(cloud: Cloud) -> list[str]:
     found = [str(path) for path in (cloud.directory / "scratch").iterdir()]
     found += [str(path) for path in (cloud.libvirtd.run / "nbd").iterdir()]
     for name in cloud.libvirtd.virsh("list", "--name").split():
-        if "Backup" in cloud.libvirtd.virsh("domjobinfo", name):
+        if "domainbackup" in cloud.libvirtd.virsh("backup-dumpxml", name, check=False):
             found.append(f"a backup job on {name}")
     return found

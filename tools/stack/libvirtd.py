@@ -92,11 +92,11 @@ class Libvirtd:
         self._end_guests_left()
         shutil.rmtree(self.run, ignore_errors=True)
 
-    def virsh(self, *arguments: str) -> str:
-        """Run virsh on the daemon and return what it prints."""
+    def virsh(self, *arguments: str, check: bool = True) -> str:
+        """Run virsh on the daemon and return what it prints (with `check`, only if it succeeds)."""
         command = ["virsh", "-q", "-c", self.uri, *arguments]
         return subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=120
+            command, check=check, capture_output=True, text=True, timeout=120
         ).stdout
 
     def _end_guests_left(self) -> None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the API casts to the agents: `SnapshotRequest` on topic `stillframe-compute`."""
+"""What the API casts to the agents, on topic `stillframe-compute`."""
 
 from __future__ import annotations
 
 from api_service.store.records import Job
 from common import context
-from common.messages import SnapshotOptions, SnapshotRequest
+from common.messages import JobAdjust, JobCancel, Message, SnapshotOptions, SnapshotRequest
 from common.rpc import Client
 
 
@@ -28,5 +28,17 @@ class AgentClient:
             deadline=job.deadline_at.timestamp(),
             options=SnapshotOptions.from_wire(job.options),
         )
+        self._cast(job, "snapshot_instance", request)
+
+    def cancel(self, job: Job) -> None:
+        """Cast that a job shall end; raises as `snapshot`."""
+        self._cast(job, "cancel_job", JobCancel(job_id=job.id))
+
+    def adjust(self, job: Job) -> None:
+        """Cast a job's own limit; raises as `snapshot`."""
+        limit = job.options.get("bandwidth_limit") or 0
+        self._cast(job, "adjust_job", JobAdjust(job_id=job.id, bandwidth_limit=limit))
+
+    def _cast(self, job: Job, method: str, message: Message) -> None:
         caller = context.from_wire(job.context, job.instance_uuid)
-        self._client.cast(caller, "snapshot_instance", host=job.host, **request.to_wire())
+        self._client.cast(caller, method, host=job.host, **message.to_wire())

@@ -11,12 +11,15 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from api_service.agent_client import AgentClient
 from api_service.store.ledger import Ledger
+from api_service.store.records import Job
 from common import context
 from common.errors import StillframeError
-from common.states import JobState
+from common.states import ENDED, JobState
 
 LOG = logging.getLogger(__name__)
 
@@ -27,44 +30,71 @@ class Dispatcher:
     def __init__(self, ledger: Ledger, agent_client: AgentClient) -> None:
         self._ledger = ledger
         self._agent_client = agent_client
-        self._jobs: queue.Queue[str] = queue.Queue()
-        self._waiting: set[str] = set()
+        self._jobs: queue.Queue[tuple[Callable[[str], bool], str]] = queue.Queue()
+        self._waiting: set[tuple[Callable[[str], bool], str]] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def poke(self, job_id: str) -> None:
-        """Cast this job soon; returns at once."""
+        """Cast this job, or that it was cancelled, soon; returns at once."""
+        self._do_soon(self.cast, job_id)
+
+    def poke_limit(self, job_id: str) -> None:
+        """Cast a running job's own limit soon; returns at once."""
+        self._do_soon(self.cast_limit, job_id)
+
+    def cast(self, job_id: str) -> bool:
+        """Cast what the agent does not know yet of a job; False if that failed."""
+        job = self._ledger.find(job_id)
+        if job is None:
+            return True
+        if job.cancel_asked_at is not None:
+            # Also where the job has ended: it may have been cast before it was accepted.
+            return self._try(job, self._agent_client.cancel)
+        if job.state is not JobState.PENDING or not job.castable:
+            return True
+        done = self._try(job, self._agent_client.snapshot)
+        if done:
+            self._ledger.was_cast(job.id)
+            with _bound(job):
+                LOG.info("Cast job %s to the agent of host %s", job.id, job.host)
+        return done
+
+    def cast_limit(self, job_id: str) -> bool:
+        """Cast the limit that a job got while it ran; False if that failed."""
+        job = self._ledger.find(job_id)
+        return job is None or job.state in ENDED or self._try(job, self._agent_client.adjust)
+
+    def _try(self, job: Job, cast: Callable[[Job], None]) -> bool:
+        with _bound(job):
+            try:
+                cast(job)
+            except StillframeError as error:
+                LOG.warning("Job %s could not be cast and is tried again: %s", job.id, error)
+                return False
+            return True
+
+    def _do_soon(self, work: Callable[[str], bool], job_id: str) -> None:
         with self._lock:
-            if job_id in self._waiting:
+            if (work, job_id) in self._waiting:
                 return  # the reaper asks each round while the broker is away
-            self._waiting.add(job_id)
-            self._jobs.put(job_id)
+            self._waiting.add((work, job_id))
+            self._jobs.put((work, job_id))
             if self._thread is None:
                 # A daemon thread: what it has not cast, the ledger still holds.
                 self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
                 self._thread.start()
 
-    def cast(self, job_id: str) -> bool:
-        """Cast a job now, if it still waits for its agent; False if that failed."""
-        job = self._ledger.find(job_id)
-        if job is None or job.state is not JobState.PENDING or not job.castable:
-            return True
-        with context.bound(context.from_wire(job.context, job.instance_uuid)):
-            try:
-                self._agent_client.snapshot(job)
-            except StillframeError as error:
-                LOG.warning("Job %s could not be cast and is tried again: %s", job.id, error)
-                return False
-            self._ledger.was_cast(job.id)
-            LOG.info("Cast job %s to the agent of host %s", job.id, job.host)
-            return True
-
     def _run(self) -> None:
         while True:
-            job_id = self._jobs.get()
+            work, job_id = self._jobs.get()
             with self._lock:
-                self._waiting.discard(job_id)
+                self._waiting.discard((work, job_id))
             try:
-                self.cast(job_id)
+                work(job_id)
             except Exception:
                 LOG.exception("Job %s could not be cast and is tried again", job_id)
+
+
+def _bound(job: Job) -> AbstractContextManager[context.RequestContext]:
+    return context.bound(context.from_wire(job.context, job.instance_uuid))

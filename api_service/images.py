@@ -72,6 +72,9 @@ class ImageRecords(Protocol):
     def delete(self, image_id: str) -> None:
         """Delete a record; one that is gone is fine."""
 
+    def made_by(self, property_name: str, value: str) -> Any:
+        """Return the records, of every project, that carry a property with this value."""
+
 
 def snapshot_record(
     instance: Instance, caller: RequestContext, name: str, metadata: Mapping[str, str]

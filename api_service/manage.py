@@ -4,14 +4,17 @@
 stillframe-manage db sync|version     the database's schema
 stillframe-manage broker check        RabbitMQ, and who listens on which queue
 stillframe-manage job list|show ID    the ledger
+stillframe-manage image flatten ID    one whole image of an increment and what it lies on
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from oslo_config import cfg
@@ -22,8 +25,9 @@ from api_service.app import check_broker, make_database
 from api_service.store import engine
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
-from common import conf, daemon, rpc
+from common import conf, daemon, flatten, rpc
 from common.errors import StillframeError
+from common.glance import ImageService
 
 PROG = "stillframe-manage"
 
@@ -87,12 +91,22 @@ def job_show(settings: cfg.ConfigOpts) -> int:
     return daemon.EXIT_OK
 
 
+def image_flatten(settings: cfg.ConfigOpts) -> int:
+    """Make a whole image of an increment, beside it; needs qemu-img, and room in $TMPDIR."""
+    images = ImageService(conf.glance.settings(settings))
+    with tempfile.TemporaryDirectory(prefix="stillframe-flatten-") as directory:
+        whole = flatten.flatten(images, settings.command.image_id, Path(directory))
+    _say(f"Image {whole} holds the whole of {settings.command.image_id}")
+    return daemon.EXIT_OK
+
+
 Command = Callable[[cfg.ConfigOpts], int]
 
 #: Noun → verb → (what does it, its arguments).
 COMMANDS: dict[str, dict[str, tuple[Command, tuple[str, ...]]]] = {
     "db": {"sync": (db_sync, ()), "version": (db_version, ())},
     "broker": {"check": (broker_check, ())},
+    "image": {"flatten": (image_flatten, ("image_id",))},
     "job": {"list": (job_list, ()), "show": (job_show, ("job_id",))},
 }
 

@@ -28,6 +28,7 @@ from api_service.store.records import Job
 from common import clock, context
 from common.errors import StillframeError
 from common.glance import ImageNotFound
+from common.messages import disk_image_id, second_image_id
 from common.states import JobState
 
 LOG = logging.getLogger(__name__)
@@ -103,6 +104,8 @@ class Reaper:
 
     def _look_at(self, job: Job, live_hosts: frozenset[str]) -> None:
         now = clock.now()
+        if job.cancel_asked_at and _is_older(job.cancel_asked_at, now, self._interval):
+            self._dispatcher.poke(job.id)
         if job.state is JobState.PENDING:
             if now > job.deadline_at:
                 self._end(job, "no compute agent accepted the job in time", "deadline_passed")
@@ -129,15 +132,31 @@ class Reaper:
         was never the job's, and Glance has every byte of one that was.
         """
         try:
-            if self._images.show(job.image_id).status != "active":
-                self._images.delete(job.image_id)
-                LOG.info("Removed image %s of job %s, which failed", job.image_id, job.id)
-        except ImageNotFound:
-            LOG.debug("Image %s is gone already", job.image_id)
+            for image_id in (job.image_id, *self._made_besides(job)):
+                self._discard_image(job, image_id)
         except StillframeError as error:
             LOG.warning("Image %s is removed later: %s", job.image_id, error)
             return
         self._ledger.was_discarded(job.id)
+
+    def _discard_image(self, job: Job, image_id: str) -> None:
+        try:
+            if self._images.show(image_id).status != "active":
+                self._images.delete(image_id)
+                LOG.info("Removed image %s of job %s, which failed", image_id, job.id)
+        except ImageNotFound:
+            LOG.debug("Image %s is gone already", image_id)
+
+    def _made_besides(self, job: Job) -> list[str]:
+        """Return the images that the agent made itself: of other disks, or in place of one.
+
+        A property can be anybody's; the ids, which follow from the root image's, cannot.
+        """
+        found = self._images.made_by("stillframe_job_id", job.id)
+        disks = {image.properties.get("stillframe_disk", "") for image in found}
+        firsts = [job.image_id, *(disk_image_id(job.image_id, disk) for disk in disks)]
+        ours = {*firsts, *map(second_image_id, firsts)} - {job.image_id}
+        return [image.id for image in found if image.id in ours]
 
 
 def _is_older(then: dt.datetime, now: dt.datetime, age: dt.timedelta) -> bool:

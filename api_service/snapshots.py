@@ -10,22 +10,36 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+from oslo_utils import strutils
 
 from api_service import images
 from api_service.agents import Agents
-from api_service.errors import Conflict
+from api_service.errors import BadRequest, Conflict
 from api_service.images import ImageRecords
 from api_service.store.ledger import Ledger
 from api_service.store.records import Instance, Job, NewJob
 from common import clock
 from common.context import RequestContext
-from common.errors import DeadlinePassed, StillframeError
+from common.errors import DeadlinePassed, MalformedMessage, StillframeError
+from common.messages import SnapshotOptions
 from common.states import SNAPSHOT_VM_STATES, JobKind, TaskState
 
 LOG = logging.getLogger(__name__)
+
+_OPTION_PREFIX = "stillframe:"
+#: How the value of each option is read from the text that metadata is.
+_READERS: dict[str, Callable[[str], object]] = {
+    "pause": str,
+    "freeze": str,
+    "disks": str,
+    "incremental": functools.partial(strutils.bool_from_string, strict=True),
+    "bandwidth_limit": int,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +48,22 @@ class SnapshotWish:
 
     name: str
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    options: SnapshotOptions = dataclasses.field(default_factory=SnapshotOptions)
+
+    @classmethod
+    def of(cls, name: str, metadata: Mapping[str, str]) -> SnapshotWish:
+        """Take the options out of a request's metadata: the keys that begin with `stillframe:`.
+
+        Stock clients have no other way to say them. Raises BadRequest naming
+        the key whose option does not exist or has no such value.
+        """
+        properties = {key: value for key, value in metadata.items() if not _is_option(key)}
+        given = {
+            key.removeprefix(_OPTION_PREFIX): value
+            for key, value in metadata.items()
+            if _is_option(key)
+        }
+        return cls(name=name, metadata=properties, options=_options(given))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +95,7 @@ class Snapshots:
                 instance=instance,
                 user_id=caller.user_id,
                 image_id=image_id,
-                options={},
+                options=wish.options.to_wire(),
                 context={**caller.to_dict(), "auth_token": None},
                 action="createImage",
                 task_state=TaskState.IMAGE_SNAPSHOT_PENDING,
@@ -102,6 +132,32 @@ class Snapshots:
             LOG.warning("Image %s is removed later: %s", job.image_id, failure)
         else:
             self.ledger.was_discarded(job.id)
+
+
+def _is_option(key: str) -> bool:
+    return key.startswith(_OPTION_PREFIX)
+
+
+def _options(given: Mapping[str, str]) -> SnapshotOptions:
+    read: dict[str, object] = {}
+    for name, text in given.items():
+        if name not in _READERS:
+            known = ", ".join(_OPTION_PREFIX + one for one in _READERS)
+            raise BadRequest(
+                f"Invalid input for field/attribute metadata. Value: {_OPTION_PREFIX}{name}. "
+                f"The options of a snapshot are {known}."
+            )
+        try:
+            read[name] = _READERS[name](text)
+        except ValueError as error:
+            raise BadRequest(
+                f"Invalid input for field/attribute metadata. Value: {_OPTION_PREFIX}{name}. "
+                f"{error}"
+            ) from None
+    try:
+        return SnapshotOptions.from_wire(read)
+    except MalformedMessage as error:
+        raise BadRequest(f"Invalid input for field/attribute metadata. {error}") from None
 
 
 def _require_quiet(instance: Instance) -> None:

@@ -114,6 +114,7 @@ class Daemon:
                 return
             LOG.info("%s reads its mutable options again", self._name)
             self._reload()
+            LOG.info("%s obeys them", self._name)
 
     def _stop(self, started: list[Service]) -> None:
         notify("STOPPING=1", f"STATUS={self._name} is stopping")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import tenacity
@@ -35,6 +35,7 @@ _NO_CONTENT = 204
 _CONFLICT = 409
 _GONE = (404, 410)
 _SERVER_ERROR = 500
+_DOWNLOAD_BYTES = 1 << 20
 _OCTETS = {"Content-Type": "application/octet-stream"}
 
 
@@ -145,7 +146,36 @@ class ImageService:
 
     def show(self, image_id: str) -> Image:
         """Return an image's record. Raises ImageNotFound, ImageServiceUnavailable."""
-        return self._retrying(lambda: _image(self._get(image_id)))
+        return self._retrying(lambda: self.look(image_id))
+
+    def look(self, image_id: str) -> Image:
+        """Return an image's record as `show` does, in one try."""
+        return _image(self._get(image_id))
+
+    def duplicate_record(
+        self,
+        image_id: str,
+        new_id: str,
+        name_suffix: str,
+        changes: Mapping[str, str],
+        without: Collection[str] = (),
+    ) -> None:
+        """Create a record (status `queued`) like that of another image, without its data.
+
+        Name, owner, visibility, sizes and properties are the other's, except
+        for those in `without`; `changes` are set on top. Raises ImageNotFound,
+        ImageRefused, ImageServiceUnavailable.
+        """
+        found = self._retrying(lambda: self._get(image_id))
+        record = {key: found[key] for key in _COPIED if found.get(key) is not None}
+        record["name"] = f"{record.get('name', image_id)}{name_suffix}"
+        properties = _image(found).properties
+        kept = {name: value for name, value in properties.items() if name not in without}
+        self.create(new_id, record | kept | dict(changes))
+
+    def made_by(self, property_name: str, value: str) -> list[Image]:
+        """Return the images, of every project, that carry a property with this value."""
+        return self._retrying(lambda: self._list({property_name: value}))
 
     def update(
         self, image_id: str, changes: Mapping[str, Any], remove: tuple[str, ...] = ()
@@ -186,10 +216,41 @@ class ImageService:
         if response.status_code != _NO_CONTENT:
             raise _of_status(response.status_code, response.reason or "no reason given")
 
+    def download(self, image_id: str) -> Iterator[bytes]:
+        """Yield an image's data; it ends early with an exception, never silently.
+
+        Raises ImageNotFound, ImageServiceUnavailable.
+        """
+        client = self._http_client()
+        timeout_s = self._settings.request_timeout_s
+        try:
+            response = client.session.get(
+                f"/v2/images/{image_id}/file",
+                headers=_request_id(),
+                endpoint_filter=self._endpoint_filter(),
+                endpoint_override=self._settings.endpoint_override,
+                raise_exc=False,
+                log=False,
+                stream=True,
+                timeout=(timeout_s, timeout_s),
+            )
+            if not response.ok:
+                raise _of_status(response.status_code, response.reason or "no reason given")
+            yield from response.iter_content(_DOWNLOAD_BYTES)
+        except (keystone_errors.ClientException, OSError) as error:
+            LOG.warning("Glance, during the download: %s", error)
+            raise ImageServiceUnavailable(
+                "the download from the image service broke off"
+            ) from error
+
     @_typed
     def _get(self, image_id: str) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self._controller().get(image_id)
         return found
+
+    @_typed
+    def _list(self, filters: dict[str, str]) -> list[Image]:
+        return [_image(found) for found in self._controller().list(filters=filters)]
 
     @_typed
     def _update(self, image_id: str, changes: dict[str, Any], remove: list[str]) -> None:
@@ -254,6 +315,8 @@ _ATTRIBUTES = frozenset(
     updated_at file schema self locations direct_url stores members
     """.split()  # noqa: SIM905 # as words it can be read
 )
+
+_COPIED = ("name", "owner", "visibility", "min_disk", "min_ram", "tags")
 
 
 def _image(record: Mapping[str, Any]) -> Image:

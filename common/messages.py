@@ -26,9 +26,10 @@ COMPUTE_TOPIC = "stillframe-compute"
 API_TOPIC = "stillframe-api"
 
 #: Newest version of both interfaces; minor versions only add.
-RPC_VERSION = "1.0"
+RPC_VERSION = "1.1"
 HISTORY = {
     "1.0": "snapshot_instance; host_report, job_accepted, job_progress, job_finished",
+    "1.1": "cancel_job, adjust_job; more options of a snapshot, an image for each disk",
 }
 
 
@@ -60,10 +61,35 @@ class InstanceRef(Message):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotOptions(Message):
-    """What a request may choose; None means the agent's configuration decides."""
+    """What a request may choose; None means the agent's configuration decides.
+
+    Raises MalformedMessage for a word that is not one of CHOICES, or a negative limit.
+    """
+
+    CHOICES: typing.ClassVar[dict[str, tuple[str, ...]]] = {
+        "pause": ("always", "never"),
+        "freeze": ("never", "auto", "required"),
+        "disks": ("root", "all"),
+    }
 
     #: "always" or "never": stop the vCPUs around the capture.
     pause: str | None = None
+    #: "never", "auto" (as the image's properties say) or "required": file systems frozen.
+    freeze: str | None = None
+    #: "root": the disk that the guest boots from; "all": every one, at one instant.
+    disks: str | None = None
+    #: Upload only what changed since the instance's last snapshot, where that is possible.
+    incremental: bool | None = None
+    #: MB/s that this job may read at the most, below the host's own limit; 0 is none.
+    bandwidth_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in self.CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                words = " or ".join(repr(word) for word in allowed)
+                raise MalformedMessage(f"options.{name} must be {words}, not {value!r}")
+        _require_limit("options.bandwidth_limit", self.bandwidth_limit)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +106,7 @@ class SnapshotRequest(Message):
     image_id: str
     job_id: str = ""
     deadline: float | None = None
-    options: SnapshotOptions = SnapshotOptions()
+    options: SnapshotOptions = dataclasses.field(default_factory=SnapshotOptions)
 
     def __post_init__(self) -> None:
         for name, value in (("instance.uuid", self.instance.uuid), ("image_id", self.image_id)):
@@ -90,10 +116,24 @@ class SnapshotRequest(Message):
         else:
             derived = uuid.uuid5(uuid.UUID(self.image_id), "stillframe-job")
             object.__setattr__(self, "job_id", str(derived))
-        if self.options.pause not in (None, "always", "never"):
-            raise MalformedMessage(
-                f"options.pause must be 'always' or 'never', not {self.options.pause!r}"
-            )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JobCancel(Message):
+    """Arguments of `cancel_job`: end the job soon and undo what it did."""
+
+    job_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JobAdjust(Message):
+    """Arguments of `adjust_job`: `bandwidth_limit` in MB/s for this job; 0 is none of its own."""
+
+    job_id: str
+    bandwidth_limit: int
+
+    def __post_init__(self) -> None:
+        _require_limit("bandwidth_limit", self.bandwidth_limit)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +183,25 @@ class CaptureFigures(Message):
     #: QEMU's own stamps prove that the instant lay inside the pause; None where nothing paused.
     instant_inside_pause: bool | None = None
     freeze_ms: float | None = None
+    #: Disks that were asked for and cannot be captured, with the reason of each.
+    disks_left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DiskImage(Message):
+    """The image that a job made of one disk ("vda"); the root disk's is the first.
+
+    An increment names the image that it is relative to, and how many images
+    lie below it; `why_full` says why one that was asked for did not come to be.
+    """
+
+    image_id: str
+    disk: str
+    size_bytes: int | None = None
+    sha512: str | None = None
+    parent_image_id: str | None = None
+    chain_length: int = 0
+    why_full: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +223,8 @@ class JobOutcome(Message):
     size_bytes: int | None = None
     sha512: str | None = None
     capture: CaptureFigures | None = None
+    #: One for each disk, the root disk's first; `image_id`, `size_bytes` and `sha512` are its.
+    images: tuple[DiskImage, ...] = ()
     steps: tuple[StepTime, ...] = ()
     accepted_at: float
     finished_at: float
@@ -232,11 +293,26 @@ class HostReport(Message):
     instances: tuple[InstanceRecord, ...] | None = None
 
 
+def disk_image_id(root_image_id: str, disk: str) -> str:
+    """Return the id of the image of another disk, known to both daemons beforehand."""
+    return str(uuid.uuid5(uuid.UUID(root_image_id), f"stillframe-disk-{disk}"))
+
+
+def second_image_id(image_id: str) -> str:
+    """Return the id of the image that takes the place of one that failed its verification."""
+    return str(uuid.uuid5(uuid.UUID(image_id), "stillframe-again"))
+
+
 def _require_uuid(name: str, value: str) -> None:
     try:
         uuid.UUID(value)
     except ValueError:
         raise MalformedMessage(f"{name} must be a UUID, not {value!r}") from None
+
+
+def _require_limit(name: str, limit: int | None) -> None:
+    if limit is not None and limit < 0:
+        raise MalformedMessage(f"{name} must not be negative, not {limit!r}")
 
 
 def _encode(value: Any) -> Any:

@@ -24,6 +24,7 @@ from compute_agent.capture.workspace import Directories
 from compute_agent.endpoint import Endpoint
 from compute_agent.guest.connection import Hypervisor
 from compute_agent.guest.metadata import Owner
+from compute_agent.increments import Increments
 from compute_agent.jobs import Jobs
 from compute_agent.journal import Journal
 from compute_agent.recovery import Recovery
@@ -40,6 +41,7 @@ LOG_FILE = "n-cpu.log"
 #: How long the API may take to confirm an outcome before it is told again.
 _CALL_TIMEOUT_S = 30.0
 _MB = 10**6
+_MIB = 1 << 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,23 +65,25 @@ class Agent:
         client = transport.client(topic=API_TOPIC, version=RPC_VERSION, timeout_s=_CALL_TIMEOUT_S)
         directories = _directories(settings)
         journal = Journal(Path(settings.state_path) / "journal.sqlite")
+        images = ImageService(conf.glance.settings(settings))
+        increments = _increments(settings, images)
         self.throttle = Throttle(settings.capture.bandwidth_limit * _MB)
         self.hypervisor = _hypervisor(settings)
         sentinel = Sentinel(settings.libvirt.connection_uri, budget_s=settings.capture.pause_budget)
         self.reporter = Reporter(
             client, journal, progress_interval_s=settings.agent.progress_interval
         )
-        self.pipeline = snapshot.Pipeline(
-            Tools(
-                hypervisor=self.hypervisor,
-                images=ImageService(conf.glance.settings(settings)),
-                journal=journal,
-                directories=directories,
-                throttle=self.throttle,
-                sentinel=sentinel,
-                settings=_snapshot_settings(settings),
-            )
+        tools = Tools(
+            hypervisor=self.hypervisor,
+            images=images,
+            journal=journal,
+            increments=increments,
+            directories=directories,
+            throttle=self.throttle,
+            sentinel=sentinel,
+            settings=_snapshot_settings(settings),
         )
+        self.pipeline = snapshot.Pipeline(tools)
         jobs = Jobs(
             self.pipeline.run,
             host=settings.host,
@@ -88,16 +92,13 @@ class Agent:
         )
         endpoint = Endpoint(host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter)
         recovery = Recovery(
-            self.pipeline.recover,
-            host=settings.host,
-            journal=journal,
-            jobs=jobs,
-            reports=self.reporter,
-            directories=directories,
+            self.pipeline.recover, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter
         )
         server = _server(settings, transport, endpoint)
         self.announcer = _announcer(settings, client, self.hypervisor)
         self.hypervisor.on_change = self.announcer.changed
+        self.hypervisor.on_undefined = jobs.instance_deleted
+        self.hypervisor.on_io_error = jobs.instance_out_of_space
         # In this order they start; in the reverse they stop: first no more
         # messages, last the way to tell how things ended.
         first: list[daemon.Service] = [sentinel, self.hypervisor, self.reporter]
@@ -161,6 +162,11 @@ def _directories(settings: cfg.ConfigOpts) -> Directories:
     return directories
 
 
+def _increments(settings: cfg.ConfigOpts, images: ImageService) -> Increments:
+    directory = Path(settings.state_path) / "checkpoints"
+    return Increments(directory, images, max_length=settings.capture.max_increments)
+
+
 def _server(
     settings: cfg.ConfigOpts, transport: rpc.Transport, endpoint: Endpoint
 ) -> rpc.RpcService:
@@ -203,8 +209,15 @@ def _snapshot_settings(settings: cfg.ConfigOpts) -> Settings:
     return Settings(
         method=settings.capture.method,
         pause=settings.capture.pause,
+        freeze=settings.capture.freeze,
+        freeze_timeout_s=settings.capture.freeze_timeout,
+        disks=settings.capture.disks,
+        checkpoints=settings.capture.checkpoints,
+        adaptive=settings.capture.bandwidth_mode == "adaptive",
+        latency_factor=settings.capture.latency_factor,
         image_format=settings.libvirt.snapshot_image_format,
         scratch_reserve_percent=settings.capture.scratch_reserve_percent,
+        scratch_min_free_bytes=settings.capture.scratch_min_free * _MIB,
         upload_retries=settings.glance.num_retries,
         progress_log_interval_s=settings.agent.progress_log_interval,
     )

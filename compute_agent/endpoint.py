@@ -12,17 +12,33 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from common import clock, context
-from common.errors import DeadlinePassed, MalformedMessage, StillframeError, UnsupportedRpcVersion
-from common.messages import InstanceRef, JobAccepted, JobOutcome, SnapshotRequest
+from common.errors import (
+    DeadlinePassed,
+    JobCancelled,
+    MalformedMessage,
+    StillframeError,
+    UnsupportedRpcVersion,
+)
+from common.messages import (
+    InstanceRef,
+    JobAccepted,
+    JobAdjust,
+    JobCancel,
+    JobOutcome,
+    Message,
+    SnapshotRequest,
+)
 from common.states import JobKind, JobState
 from compute_agent.jobs import Jobs
 from compute_agent.journal import Journal
 from compute_agent.reporter import Reporter
 
 LOG = logging.getLogger(__name__)
+
+AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
 class Endpoint:
@@ -46,12 +62,34 @@ class Endpoint:
         with context.bound(caller):
             self._accept(caller, request)
 
+    def cancel_job(self, _caller: context.RequestContext, **arguments: Any) -> None:
+        """End a job soon and undo what it did (see JobCancel); its outcome is reported."""
+        message = self._read(JobCancel, arguments)
+        if message is None:
+            return
+        why = JobCancelled("the job was cancelled")
+        if not self._jobs.cancel(message.job_id, why):
+            LOG.info("Job %s is not at work here; there is nothing to cancel", message.job_id)
+
+    def adjust_job(self, _caller: context.RequestContext, **arguments: Any) -> None:
+        """Give a running job another limit of its own (see JobAdjust)."""
+        message = self._read(JobAdjust, arguments)
+        if message is not None and not self._jobs.adjust(message.job_id, message.bandwidth_limit):
+            LOG.info("Job %s is not at work here; there is nothing to adjust", message.job_id)
+
     def refuse_unknown(
         self, caller: Mapping[str, Any], message: Mapping[str, Any], why: str
     ) -> None:
         """Answer a message of another major version, or an unknown method."""
         error = UnsupportedRpcVersion(f"this compute agent does not speak this request: {why}")
         self._refuse(context.from_wire(caller), message.get("args") or {}, error)
+
+    def _read(self, kind: type[AnyMessage], arguments: Mapping[str, Any]) -> AnyMessage | None:
+        try:
+            return kind.from_wire(arguments)
+        except MalformedMessage as error:
+            LOG.error("Refused a malformed message: %s", error)
+            return None
 
     def _accept(self, caller: context.RequestContext, request: SnapshotRequest) -> None:
         if request.deadline is not None and request.deadline < clock.epoch_s():

@@ -19,16 +19,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from common import clock, context
-from common.errors import JobCancelled, JobInterrupted, StillframeError
-from common.messages import CaptureFigures, JobOutcome, JobProgress, StepTime
+from common.errors import CaptureFailed, JobCancelled, JobInterrupted, StillframeError
+from common.messages import CaptureFigures, DiskImage, JobOutcome, JobProgress, StepTime
 from common.states import JobKind, JobState, TaskState
 from compute_agent.journal import Entry
+from compute_agent.stream.throttle import Throttle
 
 LOG = logging.getLogger(__name__)
 
 #: Left of the time to stop, for undoing what was interrupted.
 _UNDO_S = 5.0
 _LOOK_S = 0.1
+MB = 10**6
 
 
 class Reports(Protocol):
@@ -52,6 +54,9 @@ class Job:
         self.stopped = threading.Event()
         self.why_stopped: StillframeError = JobCancelled("the job was cancelled")
         self.result = Result()
+        #: This job's own bound on what it reads, below the host's.
+        limit = entry.request.options.bandwidth_limit or 0
+        self.throttle = Throttle(limit * MB)
         self._host = host
         self._reports = reports
         self._steps: list[StepTime] = []
@@ -65,6 +70,11 @@ class Job:
         """Raise the reason if the work was asked to end."""
         if self.stopped.is_set():
             raise self.why_stopped
+
+    def adjust(self, bandwidth_limit: int) -> None:
+        """Obey another limit of its own from now on, in MB/s; 0 is none."""
+        self.throttle.set_rate(bandwidth_limit * MB)
+        LOG.info("Job %s may read %d MB/s from now on", self.entry.job_id, bandwidth_limit)
 
     def begin_step(self, name: str) -> None:
         """Note that a step begins (and the one before it ended)."""
@@ -99,18 +109,20 @@ class Job:
     def finish(self, error: StillframeError | None) -> JobOutcome:
         """Make the outcome of the work, record it and see it on its way."""
         self._end_step()
+        root = self.result.images[0] if self.result.images else None
         outcome = JobOutcome(
             job_id=self.entry.job_id,
             kind=JobKind.SNAPSHOT,
             host=self._host,
             instance=self.request.instance,
-            image_id=self.request.image_id,
+            image_id=root.image_id if root else self.request.image_id,
             state=_state_of(error),
             reason=error.message if error else None,
             reason_code=error.code if error else None,
-            size_bytes=self.result.size_bytes,
-            sha512=self.result.sha512,
+            size_bytes=root.size_bytes if root else None,
+            sha512=root.sha512 if root else None,
             capture=self.result.capture,
+            images=tuple(self.result.images),
             steps=tuple(self._steps),
             accepted_at=self.entry.accepted_at,
             finished_at=clock.epoch_s(),
@@ -128,8 +140,8 @@ class Result:
     """What a pipeline found out so far; whatever is known goes into the outcome."""
 
     capture: CaptureFigures | None = None
-    size_bytes: int | None = None
-    sha512: str | None = None
+    #: The root disk's first.
+    images: list[DiskImage] = dataclasses.field(default_factory=list)
 
 
 class Jobs:
@@ -148,6 +160,8 @@ class Jobs:
         #: Entries of each instance: the first is at work (or waits for a thread).
         self._by_instance: dict[str, deque[Entry]] = {}
         self._running: dict[str, Job] = {}
+        #: Jobs that were cancelled before they began, and why.
+        self._cancelled: dict[str, StillframeError] = {}
         self._stopping = False
 
     def start(self) -> None:
@@ -162,13 +176,42 @@ class Jobs:
                 self._hand_over(entry)
 
     def cancel(self, job_id: str, why: StillframeError) -> bool:
-        """Ask a running job to end; False if it does not run here."""
+        """Ask a job to end, whether it runs or waits; False if it does neither here."""
         with self._lock:
             job = self._running.get(job_id)
+            if job is None and any(
+                entry.job_id == job_id
+                for waiting in self._by_instance.values()
+                for entry in waiting
+            ):
+                self._cancelled[job_id] = why
+                return True
         if job is None:
             return False
         job.stop(why)
         return True
+
+    def instance_deleted(self, instance_uuid: str) -> None:
+        """End what is done for an instance that was deleted."""
+        self._stop_all_of(instance_uuid, JobCancelled("the instance was deleted meanwhile"))
+
+    def instance_out_of_space(self, instance_uuid: str) -> None:
+        """End what is done for a guest that QEMU stopped because a write of it found no room."""
+        self._stop_all_of(
+            instance_uuid,
+            CaptureFailed(
+                "the host ran out of space for what the instance overwrote during the snapshot; "
+                "try again later, or when the instance writes less"
+            ),
+        )
+
+    def adjust(self, job_id: str, bandwidth_limit: int) -> bool:
+        """Give a running job another limit, in MB/s; False if it does not run here."""
+        with self._lock:
+            job = self._running.get(job_id)
+        if job is not None:
+            job.adjust(bandwidth_limit)
+        return job is not None
 
     def stop(self, deadline: float) -> None:
         """Begin no more jobs, wait for the running ones, then interrupt what is left."""
@@ -181,6 +224,12 @@ class Jobs:
                 job.stop(JobInterrupted("the compute agent was stopped during the snapshot"))
             self._wait_until_idle(deadline)
 
+    def _stop_all_of(self, instance_uuid: str, why: StillframeError) -> None:
+        with self._lock:
+            job_ids = [entry.job_id for entry in self._by_instance.get(instance_uuid, ())]
+        for job_id in job_ids:
+            self.cancel(job_id, why)
+
     def _hand_over(self, entry: Entry) -> None:
         if not self._stopping:
             self._pool.submit(self._work, entry)
@@ -189,6 +238,9 @@ class Jobs:
         job = Job(entry, self._host, self._reports)
         with self._lock:
             self._running[entry.job_id] = job
+            why = self._cancelled.pop(entry.job_id, None)
+        if why is not None:
+            job.stop(why)
         try:
             with context.bound(job.context):
                 job.finish(self._outcome_error(job))

@@ -1,166 +1,224 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the frozen view to an image that can be trusted: describe, stream, verify, publish.
+"""From frozen views to images that can be trusted: describe, stream, verify, publish.
 
-The steps of `snapshot` that face Glance. The bytes go through once; what is
-only known when the whole has been verified is written onto the image last.
+The steps of `snapshot` that face Glance, for the image of the root disk and, if
+all disks were asked for, one of each other disk. The bytes go through once;
+what is only known when the whole has been verified is written onto the image
+last.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from common import clock
-from common.errors import JobCancelled, StillframeError
-from common.glance import ImageNotFound, ImageRefused, ImageService
-from common.messages import CaptureFigures
+from common.errors import JobCancelled, StillframeError, VerifyFailed
+from common.glance import ImageNotFound, ImageRefused
+from common.messages import CaptureFigures, DiskImage, second_image_id
 from common.states import TaskState
 from compute_agent import upload
 from compute_agent.capture.base import Export
-from compute_agent.disks.nbd import NbdClient
+from compute_agent.disks.nbd import ALLOCATION_CONTEXT, NbdClient
 from compute_agent.jobs import Job
-from compute_agent.stream.pump import Digest, Layout, Progress, Pump, Stopped
-from compute_agent.stream.qcow2 import Qcow2Layout
-from compute_agent.stream.raw import RawLayout
+from compute_agent.stream.layouts import make_layout
+from compute_agent.stream.pump import Digest, Layout, Pump, Stopped
+from compute_agent.stream.throttle import Throttles
+from compute_agent.teller import Teller
 from compute_agent.tools import Tools
 
 LOG = logging.getLogger(__name__)
 
-_MB = 10**6
-_LAYOUTS: dict[str, type[Qcow2Layout] | type[RawLayout]] = {
-    "qcow2": Qcow2Layout,
-    "raw": RawLayout,
-}
 
+class Publication:
+    """The images of one job, on their way; `job.result.images` says how far each is."""
 
-def describe(images: ImageService, job: Job, disk_format: str) -> None:
-    """Write on the record what is known before the first byte.
-
-    Formats, the properties that Nova's driver writes at this point, and what
-    the capture was like. Raises JobCancelled if the image is gone.
-    """
-    job.tell(TaskState.IMAGE_PENDING_UPLOAD)
-    with _deletion_cancels():
-        status = images.show(job.request.image_id).status
-    if status != "queued":
-        raise ImageRefused(f"the image is {status}; a snapshot needs one that is queued", 409)
-    changes = {
-        "disk_format": disk_format,
-        "container_format": "bare",
-        "image_location": "snapshot",
-        "image_state": "available",
-        "stillframe_job_id": job.entry.job_id,
-        **_capture_properties(job.result.capture),
-    }
-    if job.request.instance.project_id:
-        changes["owner_id"] = job.request.instance.project_id
-    with _deletion_cancels():
-        images.update(job.request.image_id, changes)
-
-
-def stream(tools: Tools, job: Job, export: Export) -> None:
-    """Read the export once, hash it and put it into the image.
-
-    Raises JobCancelled if the image is deleted meanwhile, the job's own reason
-    if it is stopped, and what `upload.upload` raises.
-    """
-    open_source = functools.partial(NbdClient, export.socket_path, export.name)
-    with open_source() as source:
-        layout: Layout = _LAYOUTS[tools.settings.image_format].of(source)
-    LOG.info(
-        "Uploading image %s: %d bytes of %s, %d read from the disk",
-        job.request.image_id,
-        layout.length_bytes,
-        layout.disk_format,
-        layout.data_bytes,
-    )
-    teller = _Teller(job, tools.settings.progress_log_interval_s)
-    pump = Pump(
-        open_source,
-        layout,
-        throttle=tools.throttle,
-        stopped=job.stopped,
-        on_progress=teller.tell,
-    )
-    with _deletion_cancels():
-        try:
-            digest = upload.upload(
-                tools.images,
-                job.request.image_id,
-                pump,
-                retries=tools.settings.upload_retries,
-                stopped=job.stopped,
-            )
-        except Stopped:
-            raise job.why_stopped from None
-    job.result.size_bytes, job.result.sha512 = digest.size_bytes, digest.sha512
-    teller.finish(digest)
-
-
-def verify(images: ImageService, job: Job) -> None:
-    """Raise VerifyFailed unless Glance holds exactly what was read."""
-    with _deletion_cancels():
-        upload.verify(images, job.request.image_id, _digest(job))
-    LOG.info("Verified: Glance holds the %d bytes that were read", job.result.size_bytes)
-
-
-def publish(images: ImageService, job: Job) -> None:
-    """Write the verified hash onto the image: whoever restores it can check again."""
-    with _deletion_cancels():
-        images.update(job.request.image_id, {"stillframe_sha512": job.result.sha512})
-
-
-def discard(images: ImageService, job: Job, *, began: bool) -> None:
-    """Delete an image that did not come to be; the API does it if Glance is away now.
-
-    `began` says that the upload is ours. Otherwise an `active` image is left
-    alone: the cast may have named one that was never this job's.
-    """
-    try:
-        if began or images.show(job.request.image_id).status != "active":
-            images.delete(job.request.image_id)
-    except ImageNotFound:
-        return
-    except StillframeError as error:
-        LOG.warning("Image %s could not be deleted: %s", job.request.image_id, error)
-
-
-class _Teller:
-    """Passes a stream's progress on: to the reports each time, to the log now and then."""
-
-    def __init__(self, job: Job, log_interval_s: float) -> None:
+    def __init__(self, tools: Tools, job: Job) -> None:
+        self._tools = tools
+        self._images = tools.images
         self._job = job
-        self._log_interval_s = log_interval_s
-        self._began = self._logged = time.monotonic()
+        self._teller = Teller(job, tools.settings.progress_log_interval_s)
+        #: Images whose data is ours: whatever they hold, we may delete them.
+        self._begun: set[str] = set()
 
-    def tell(self, progress: Progress) -> None:
-        """Take the progress of the stream."""
-        self._job.tell(
-            TaskState.IMAGE_UPLOADING,
-            bytes_done=progress.bytes_done,
-            bytes_total=progress.bytes_total,
-            rate_bytes_s=progress.rate_bytes_s,
-            eta_s=progress.eta_s,
-        )
-        if time.monotonic() - self._logged >= self._log_interval_s:
-            self._logged = time.monotonic()
-            LOG.info(
-                "Uploading: %d%%, %d of %d bytes, %.0f MB/s, %.0f s left",
-                progress.percent,
-                progress.bytes_done,
-                progress.bytes_total,
-                progress.rate_bytes_s / _MB,
-                progress.eta_s or 0.0,
+    def describe(self) -> None:
+        """Write on the records what is known before the first byte; make those that are missing.
+
+        Formats, the properties that Nova's driver writes at this point, and
+        what the capture was like. Raises JobCancelled if an image is gone.
+        """
+        self._job.tell(TaskState.IMAGE_PENDING_UPLOAD)
+        root = self._all[0]
+        for image in self._all:
+            with _deletion_cancels():
+                if image is not root:
+                    self._make_record(root, image)
+                self._describe(image)
+
+    def stream(self, exports: Sequence[Export]) -> None:
+        """Read each export once, hash it and put it into its image.
+
+        Raises JobCancelled if an image is deleted meanwhile, the job's own
+        reason if it is stopped, and what `upload.upload` raises.
+        """
+        with self._stop_reason():
+            layouts = [self._layout(export) for export in exports]
+            self._teller.expect(sum(layout.length_bytes for layout in layouts))
+            for at, (export, layout) in enumerate(zip(exports, layouts, strict=True)):
+                self._stream(at, export, layout)
+        self._teller.finish()
+
+    def verify(self, exports: Sequence[Export]) -> None:
+        """Raise VerifyFailed unless Glance holds exactly what was read.
+
+        An image that differs is deleted and made once more, under another id,
+        from the same frozen view: Glance takes no other data for the first.
+        """
+        for at, export in enumerate(exports):
+            try:
+                self._verify(at)
+            except VerifyFailed as error:
+                LOG.error("%s; trying once more from the same frozen view", error.message)
+                self._replace_record(at)
+                with self._stop_reason():
+                    self._stream(at, export, self._layout(export))
+                self._verify(at)
+
+    def publish(self) -> None:
+        """Write the verified hash onto the images: whoever restores one can check again."""
+        for image in self._all:
+            with _deletion_cancels():
+                self._images.update(image.image_id, {"stillframe_sha512": image.sha512})
+
+    def discard(self) -> None:
+        """Delete the images that did not come to be; the API does it if Glance is away now.
+
+        One that is active though none of its data is ours is left alone: the
+        cast may have named an image that was never this job's.
+        """
+        for image in self._all:
+            try:
+                self._discard(image.image_id)
+            except ImageNotFound:
+                continue
+            except StillframeError as error:
+                LOG.warning("Image %s could not be deleted: %s", image.image_id, error)
+
+    def take_for_ours(self) -> None:
+        """The upload had begun before the agent was interrupted."""
+        self._begun.update(image.image_id for image in self._all)
+
+    @property
+    def _all(self) -> list[DiskImage]:
+        return self._job.result.images
+
+    def _make_record(self, root: DiskImage, image: DiskImage) -> None:
+        properties = {
+            "stillframe_disk": image.disk,
+            "stillframe_root_image": root.image_id,
+            "stillframe_job_id": self._job.entry.job_id,
+        }
+        suffix = f" ({image.disk})"
+        self._images.duplicate_record(root.image_id, image.image_id, suffix, properties)
+
+    def _describe(self, image: DiskImage) -> None:
+        status = self._images.show(image.image_id).status
+        if status != "queued":
+            raise ImageRefused(f"the image is {status}; a snapshot needs one that is queued", 409)
+        changes: dict[str, object] = {
+            "disk_format": self._tools.settings.image_format,
+            "container_format": "bare",
+            "image_location": "snapshot",
+            "image_state": "available",
+            "stillframe_job_id": self._job.entry.job_id,
+            "stillframe_disk": image.disk,
+            **_capture_properties(self._job.result.capture),
+            **_increment_properties(image),
+        }
+        if len(self._all) > 1:
+            changes["stillframe_disks"] = ",".join(one.disk for one in self._all)
+        if self._job.request.instance.project_id:
+            changes["owner_id"] = self._job.request.instance.project_id
+        self._images.update(image.image_id, changes)
+
+    def _layout(self, export: Export) -> Layout:
+        with self._open(export) as source:
+            return make_layout(
+                source,
+                disk_format=self._tools.settings.image_format,
+                changes=export.changes,
             )
 
-    def finish(self, digest: Digest) -> None:
-        """Say what the whole was like."""
-        took_s = max(time.monotonic() - self._began, 1e-6)
-        rate = digest.size_bytes / took_s / _MB
-        LOG.info("Uploaded %d bytes in %.1f s, %.0f MB/s", digest.size_bytes, took_s, rate)
+    def _open(self, export: Export) -> NbdClient:
+        contexts = [ALLOCATION_CONTEXT, *([export.changes] if export.changes else [])]
+        return NbdClient(export.socket_path, export.name, contexts=contexts)
+
+    def _stream(self, at: int, export: Export, layout: Layout) -> None:
+        image = self._all[at]
+        LOG.info(
+            "Uploading image %s of disk %s: %d bytes of %s, %d read from the disk",
+            image.image_id,
+            image.disk,
+            layout.length_bytes,
+            layout.disk_format,
+            layout.data_bytes,
+        )
+        pump = Pump(
+            functools.partial(self._open, export),
+            layout,
+            throttle=Throttles(self._tools.throttle, self._job.throttle),
+            stopped=self._job.stopped,
+            on_progress=self._teller.tell,
+        )
+        self._begun.add(image.image_id)
+        with _deletion_cancels():
+            digest = upload.upload(
+                self._images,
+                image.image_id,
+                pump,
+                retries=self._tools.settings.upload_retries,
+                stopped=self._job.stopped,
+            )
+        self._teller.went_through(digest.size_bytes)
+        self._note(at, size_bytes=digest.size_bytes, sha512=digest.sha512)
+
+    def _verify(self, at: int) -> None:
+        image = self._all[at]
+        digest = Digest(size_bytes=image.size_bytes or 0, sha512=image.sha512 or "")
+        with _deletion_cancels():
+            upload.verify(self._images, image.image_id, digest)
+        LOG.info("Verified: Glance holds the %d bytes that were read", digest.size_bytes)
+
+    def _replace_record(self, at: int) -> None:
+        old = self._all[at].image_id
+        new = second_image_id(old)
+        with _deletion_cancels():
+            self._images.duplicate_record(old, new, "", {})
+            self._note(at, image_id=new)
+            self._describe(self._all[at])
+            self._images.delete(old)
+        LOG.warning("Image %s takes the place of %s", new, old)
+
+    def _discard(self, image_id: str) -> None:
+        if image_id in self._begun or self._images.show(image_id).status != "active":
+            self._images.delete(image_id)
+
+    def _note(self, at: int, **known: object) -> None:
+        self._all[at] = dataclasses.replace(self._all[at], **known)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def _stop_reason(self) -> Iterator[None]:
+        """Whatever a stopped job's work ends with, the reason is why it was stopped."""
+        try:
+            yield
+        except Stopped:
+            raise self._job.why_stopped from None
+        except StillframeError:
+            self._job.raise_if_stopped()
+            raise
 
 
 @contextlib.contextmanager
@@ -172,10 +230,6 @@ def _deletion_cancels() -> Iterator[None]:
         raise JobCancelled("the image was deleted while the snapshot ran") from error
 
 
-def _digest(job: Job) -> Digest:
-    return Digest(size_bytes=job.result.size_bytes or 0, sha512=job.result.sha512 or "")
-
-
 def _capture_properties(figures: CaptureFigures | None) -> dict[str, str]:
     if figures is None:
         return {}
@@ -184,6 +238,19 @@ def _capture_properties(figures: CaptureFigures | None) -> dict[str, str]:
         "stillframe_consistency": figures.consistency,
         "stillframe_captured_at": clock.from_epoch(figures.captured_at).isoformat(),
     }
-    if figures.pause_ms is not None:
-        properties["stillframe_pause_ms"] = f"{figures.pause_ms:.1f}"
+    for name in ("pause_ms", "freeze_ms"):
+        value = getattr(figures, name)
+        if value is not None:
+            properties[f"stillframe_{name}"] = f"{value:.1f}"
     return properties
+
+
+def _increment_properties(image: DiskImage) -> dict[str, object]:
+    if image.parent_image_id is None:
+        return {}
+    return {
+        # Nothing but a flatten makes a disk of it: it is not to be picked from a list.
+        "os_hidden": True,
+        "stillframe_parent": image.parent_image_id,
+        "stillframe_chain_length": str(image.chain_length),
+    }

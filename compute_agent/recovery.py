@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 from common import context
 from common.errors import InstanceNotFound, JobInterrupted, StillframeError
-from compute_agent.capture.workspace import Directories, Workspace
+from compute_agent.capture.workspace import Workspace
+from compute_agent.increments import give_up_all
 from compute_agent.jobs import Job, Jobs, Reports
-from compute_agent.journal import Entry, Journal
+from compute_agent.journal import Entry
+from compute_agent.tools import Tools
 
 LOG = logging.getLogger(__name__)
 
@@ -32,17 +35,18 @@ class Recovery:
         undo: Callable[[Job], bool],
         *,
         host: str,
-        journal: Journal,
+        tools: Tools,
         jobs: Jobs,
         reports: Reports,
-        directories: Directories,
     ) -> None:
         self._undo = undo
         self._host = host
-        self._journal = journal
+        self._journal = tools.journal
         self._jobs = jobs
         self._reports = reports
-        self._directories = directories
+        self._directories = tools.directories
+        self._hypervisor = tools.hypervisor
+        self._increments = tools.increments
 
     def start(self) -> None:
         """Put every open entry right."""
@@ -53,6 +57,8 @@ class Recovery:
         self._remove_leftovers(
             keep=[self._directories.of_job(entry.job_id) for entry in not_put_right]
         )
+        if not not_put_right:
+            give_up_all(self._increments, self._hypervisor.guest)
         for entry in entries:
             if entry.step is None:
                 LOG.info("Job %s was accepted before the restart; it begins now", entry.job_id)
@@ -86,8 +92,12 @@ class Recovery:
             return True
 
     def _remove_leftovers(self, keep: list[Workspace]) -> None:
+        in_use = self._hypervisor.disk_paths()
         for workspace in self._directories.leftovers():
             if workspace in keep:
+                continue
+            if any(workspace.scratch in Path(path).parents for path in in_use):
+                LOG.error("A guest writes to a file in %s: it stays", workspace.scratch)
                 continue
             LOG.info("Removing what an ended job left in %s", workspace.scratch.name)
             workspace.remove()

@@ -51,13 +51,17 @@ class Sentinel:
         except subprocess.TimeoutExpired:
             LOG.warning("The sentinel (pid %d) still resumes a guest", process.pid)
 
-    def arm(self, instance_uuid: str) -> None:
-        """Have the sentinel watch over a guest that is about to be paused.
+    def arm(
+        self, instance_uuid: str, *, thaws: bool = False, budget_s: float | None = None
+    ) -> None:
+        """Have the sentinel watch over a guest that is about to be paused (and, `thaws`, frozen).
 
         Returns when it does. Raises CaptureFailed if there is no sentinel to be
         had: without one, nothing is paused.
         """
-        line = json.dumps({"arm": instance_uuid, "budget_s": self.budget_s})
+        line = json.dumps(
+            {"arm": instance_uuid, "budget_s": budget_s or self.budget_s, "thaws": thaws}
+        )
         with self._lock:
             for _ in range(2):
                 if self._send(line) and self._answers(instance_uuid):

@@ -11,63 +11,42 @@ from the journal after a crash.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
-from common import clock
-from common.messages import CaptureFigures
-from common.states import PowerState, TaskState
-from compute_agent import publication
-from compute_agent.capture import choose, make
-from compute_agent.capture.base import Capture, CaptureTarget
-from compute_agent.guest import description
+from common.errors import CaptureFailed, InstanceNotFound, StillframeError
+from common.messages import CaptureFigures, DiskImage
+from common.states import TaskState
+from compute_agent import watch
+from compute_agent.capture import make
+from compute_agent.capture.base import Plan
 from compute_agent.guest.domain import Guest
-from compute_agent.jobs import Job
+from compute_agent.jobs import MB, Job
+from compute_agent.pause import Freeze
+from compute_agent.publication import Publication
+from compute_agent.run import Run, begin, facts_of, root_image, targets_of
+from compute_agent.stream.adaptive import AdaptiveRate
 from compute_agent.tools import Settings, Tools
 
 LOG = logging.getLogger(__name__)
 
-_STAMPS_TIMEOUT_S = 2.0
-
-
-@dataclasses.dataclass(slots=True, kw_only=True)
-class Run:
-    """One snapshot at work: what the steps hand on to each other."""
-
-    job: Job
-    tools: Tools
-    guest: Guest
-    capture: Capture
-    target: CaptureTarget
-    began: float = dataclasses.field(default_factory=time.monotonic)
-    pauses: bool
-    #: "crash" (as if the power had failed) or "filesystem" (nothing was half-written).
-    consistency: str
-    #: Wall clock just before the stop (or, without one, the capture).
-    captured_at: float = 0.0
-    #: time.monotonic() around the stop.
-    paused_at: float = 0.0
-    resumed_at: float = 0.0
-    #: The upload has begun: whatever the image holds is ours.
-    streaming: bool = False
-
 
 def prepare(run: Run) -> None:
-    """Do what needs no stop: space, scratch, flush."""
+    """Do what needs no stop: checkpoint, space, scratch, flush."""
+    if run.keeps_checkpoint:
+        run.tools.increments.begin(run.guest, run.targets, run.job.entry.job_id)
+    elif run.capture.method == "overlay":
+        # libvirt puts no overlay on a disk that has a checkpoint.
+        run.tools.increments.forget(run.guest)
     run.capture.prepare()
 
 
 def pause(run: Run) -> None:
-    """Stop the vCPUs, if this run pauses; the sentinel watches from before the stop."""
-    if run.pauses:
-        run.tools.sentinel.arm(run.guest.uuid)
-    run.captured_at = clock.epoch_s()
-    run.paused_at = time.monotonic()
-    if run.pauses:
-        run.guest.suspend()
+    """Freeze and stop the guest, as far as this run does; the sentinel watches from before it."""
+    run.pause.begin()
 
 
 def fix_instant(run: Run) -> None:
@@ -76,52 +55,61 @@ def fix_instant(run: Run) -> None:
 
 
 def resume(run: Run) -> None:
-    """Let the vCPUs run on, then work out what the stop was like."""
-    if run.pauses:
-        run.guest.resume()
-    run.resumed_at = time.monotonic()
-    if run.pauses:
-        run.tools.sentinel.disarm(run.guest.uuid)
+    """Let the guest run on, then work out what the stop was like, and look after what goes on."""
+    run.pause.end()
     run.job.result.capture = _figures(run)
+    _look_after(run)
 
 
 def stream(run: Run) -> None:
-    """Read the frozen view once, straight into the image."""
-    publication.describe(run.tools.images, run.job, run.tools.settings.image_format)
-    run.streaming = True
-    publication.stream(run.tools, run.job, run.capture.export())
+    """Read the frozen views once, straight into the images."""
+    with _power_off_explained(run):
+        run.exports = run.capture.exports()
+        _note_full_ones(run)
+        run.publication.describe()
+        run.publication.stream(run.exports)
 
 
 def verify(run: Run) -> None:
     """Compare size and sha512 with what Glance says it holds."""
-    publication.verify(run.tools.images, run.job)
+    with _power_off_explained(run):
+        run.publication.verify(run.exports)
 
 
 def publish(run: Run) -> None:
-    """Write on the image what only the verified whole can say."""
-    publication.publish(run.tools.images, run.job)
-    LOG.info(
-        "Snapshot image %s is active after %.1f s",
-        run.job.request.image_id,
-        time.monotonic() - run.began,
-    )
+    """Write on the images what only the verified whole can say."""
+    run.publication.publish()
+    for image in run.job.result.images:
+        LOG.info(
+            "Snapshot image %s is active after %.1f s", image.image_id, time.monotonic() - run.began
+        )
 
 
 def release(run: Run) -> None:
-    """Give back the capture: end the job, remove scratch and socket."""
+    """Give back the capture: end the job, remove scratch and socket; keep the checkpoint."""
+    run.closing.close()
     run.capture.end()
+    if run.keeps_checkpoint:
+        capacities = {target.name: target.capacity_bytes for target in run.targets}
+        run.tools.increments.settle(
+            run.guest, run.job.entry.job_id, run.job.result.images, capacities
+        )
 
 
 def run_on(run: Run) -> None:
     """Undo `pause`: whatever failed, the guest runs first; a pause that is over is not ours."""
-    if run.pauses and not run.resumed_at:
-        run.guest.resume()
-        run.tools.sentinel.disarm(run.guest.uuid)
+    run.pause.undo()
 
 
-def discard_image(run: Run) -> None:
-    """Undo `stream`: an image that is not whole goes."""
-    publication.discard(run.tools.images, run.job, began=run.streaming)
+def give_back(run: Run) -> None:
+    """Undo everything else: the guest's disk first, then whatever no image came of."""
+    with contextlib.ExitStack() as undoing:
+        undoing.callback(run.publication.discard)
+        if run.keeps_checkpoint:
+            undoing.callback(run.tools.increments.give_up, run.guest)
+        undoing.callback(run.guest.run_on_after_io_error)
+        undoing.callback(run.capture.end)
+        run.closing.close()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,11 +124,11 @@ class Step:
 
 
 STEPS: tuple[Step, ...] = (
-    Step(name="prepare", run=prepare, undo=release),
+    Step(name="prepare", run=prepare, undo=give_back),
     Step(name="pause", run=pause, undo=run_on),
     Step(name="capture", run=fix_instant, silent=True),
     Step(name="resume", run=resume, silent=True),
-    Step(name="stream", run=stream, undo=discard_image, task_state=TaskState.IMAGE_UPLOADING),
+    Step(name="stream", run=stream, task_state=TaskState.IMAGE_UPLOADING),
     Step(name="verify", run=verify, task_state=TaskState.IMAGE_UPLOADING),
     Step(name="publish", run=publish, task_state=TaskState.IMAGE_UPLOADING),
     Step(name="release", run=release, task_state=TaskState.IMAGE_UPLOADING),
@@ -163,9 +151,10 @@ class Pipeline:
     def run(self, job: Job) -> None:
         """Take the snapshot that `job` asks for, or undo all of it and raise why not."""
         try:
-            run = self._begin(job)
+            run = begin(self._tools, job)
         except BaseException:
-            publication.discard(self._tools.images, job, began=False)
+            job.result.images = job.result.images or [root_image(job, "root")]
+            Publication(self._tools, job).discard()
             raise
         begun: list[Step] = []
         try:
@@ -175,8 +164,8 @@ class Pipeline:
                 step.run(run)
         except BaseException:
             _undo(begun, run)
-            if not any(step.undo is discard_image for step in begun):
-                discard_image(run)
+            if not begun:
+                run.publication.discard()
             raise
 
     def recover(self, job: Job) -> bool:
@@ -185,51 +174,40 @@ class Pipeline:
         Raises InstanceNotFound if the instance is gone: so is what we did to it.
         """
         entry, facts = job.entry, job.entry.facts
+        job.result.images = [DiskImage.from_wire(image) for image in facts["images"]]
         was_published = entry.step == "release"
-        if not was_published:
-            began = entry.step in ("stream", "verify", "publish")
-            publication.discard(self._tools.images, job, began=began)
-        guest = self._tools.hypervisor.guest(job.request.instance.uuid)
-        if facts.get("pauses") and entry.step == "pause":
-            LOG.warning("Resuming the guest that the interrupted job had paused")
-            guest.resume()
-        workspace = self._tools.directories.of_job(entry.job_id)
-        make.by_method(facts["method"], guest, _target_of(facts), workspace, 0).end()
-        if was_published:
+        try:
+            guest = self._tools.hypervisor.guest(job.request.instance.uuid)
+            self._put_right(job, guest, was_published=was_published)
+        finally:
+            if not was_published:
+                publication = Publication(self._tools, job)
+                if entry.step in ("stream", "verify", "publish"):
+                    publication.take_for_ours()
+                publication.discard()
+        if was_published and facts["figures"]:
             job.result.capture = CaptureFigures.from_wire(facts["figures"])
         return was_published
 
-    def _begin(self, job: Job) -> Run:
-        tools = self._tools
-        guest = tools.hypervisor.guest(job.request.instance.uuid)
-        domain = guest.describe()
-        disk = description.root_disk(domain)
-        target = CaptureTarget(disk=disk, capacity_bytes=guest.capacity_bytes(disk.target))
-        state = guest.power_state()
-        circumstances = choose.Circumstances(active=guest.is_active(), disk=disk)
-        method = choose.choose(circumstances, tools.settings.method)
-        workspace = tools.directories.of_job(job.entry.job_id)
-        capture = make.by_method(
-            method, guest, target, workspace, tools.settings.scratch_reserve_percent
-        )
-        wanted = (job.request.options.pause or tools.settings.pause) == "always"
-        LOG.info(
-            "Snapshot of disk %s (%d MiB) to image %s begins: method %s, guest %s",
-            disk.target,
-            target.capacity_bytes >> 20,
-            job.request.image_id,
-            method,
-            state.name.lower(),
-        )
-        return Run(
-            job=job,
-            tools=tools,
-            guest=guest,
-            capture=capture,
-            target=target,
-            pauses=wanted and capture.pausable and state is PowerState.RUNNING,
-            consistency="filesystem" if guest.was_shut_down_in_order() else "crash",
-        )
+    def _put_right(self, job: Job, guest: Guest, *, was_published: bool) -> None:
+        entry, facts = job.entry, job.entry.facts
+        if entry.step == "pause" and facts["suspends"]:
+            LOG.warning("Resuming the guest that the interrupted job had paused")
+            guest.resume()
+        if entry.step == "pause" and facts["freezes"]:
+            _thaw(guest, self._tools.settings.freeze_timeout_s)
+        targets = targets_of(facts)
+        workspace = self._tools.directories.of_job(entry.job_id)
+        plan = Plan(guest=guest, targets=targets, workspace=workspace)
+        make.by_method(facts["method"], plan).end()
+        guest.run_on_after_io_error()
+        if facts["keeps_checkpoint"]:
+            increments = self._tools.increments
+            if was_published:
+                capacities = {target.name: target.capacity_bytes for target in targets}
+                increments.settle(guest, entry.job_id, job.result.images, capacities)
+            else:
+                increments.give_up(guest)
 
     def _enter(self, step: Step, run: Run) -> None:
         """Journal and tell that a step begins; inside the pause, only note the time."""
@@ -237,7 +215,7 @@ class Pipeline:
         if step.silent:
             return
         run.job.raise_if_stopped()
-        self._tools.journal.begin_step(run.job.entry.job_id, step.name, _facts(run))
+        self._tools.journal.begin_step(run.job.entry.job_id, step.name, facts_of(run))
         run.job.tell(step.task_state)
 
 
@@ -254,40 +232,85 @@ def _undo(begun: list[Step], run: Run) -> None:
             )
 
 
-def _facts(run: Run) -> dict[str, Any]:
-    """Return what `recover` needs to know of a run."""
-    figures = run.job.result.capture
-    return {
-        "method": run.capture.method,
-        "pauses": run.pauses,
-        "disk": dataclasses.asdict(run.target.disk),
-        "capacity_bytes": run.target.capacity_bytes,
-        "figures": figures.to_wire() if figures else None,
-    }
+def _note_full_ones(run: Run) -> None:
+    """An increment whose bitmap turned out to be lost is a full snapshot."""
+    for at, (image, export) in enumerate(zip(run.job.result.images, run.exports, strict=True)):
+        if image.parent_image_id and not export.changes:
+            run.job.result.images[at] = dataclasses.replace(
+                image,
+                parent_image_id=None,
+                chain_length=0,
+                why_full="the record of what has changed was lost",
+            )
 
 
-def _target_of(facts: dict[str, Any]) -> CaptureTarget:
-    return CaptureTarget(
-        disk=description.Disk(**facts["disk"]), capacity_bytes=facts["capacity_bytes"]
-    )
+def _look_after(run: Run) -> None:
+    """From now on the job ends, or reads slower, when somebody or something needs it to."""
+    settings, job = run.tools.settings, run.job
+    checks = [watch.space_is_left(run.capture.growing(), settings.scratch_min_free_bytes)]
+    if settings.adaptive and run.capture.pausable:
+        rate = AdaptiveRate(
+            job.throttle,
+            ceiling_bytes_s=(job.request.options.bandwidth_limit or 0) * MB
+            or run.tools.throttle.rate_bytes_s,
+            usual_ns=run.guest.write_latency().mean_ns,
+            factor=settings.latency_factor,
+        )
+        checks.append(watch.guest_suffers(run.guest, rate))
+    run.closing.enter_context(watch.Watch(job, checks))
+    images = run.job.result.images
+    wanted = watch.image_is_wanted(run.tools.images, lambda: [images[0].image_id])
+    # Apart: a Glance that hangs must not keep anybody from looking at the space left.
+    run.closing.enter_context(watch.Watch(job, [wanted]))
+
+
+@contextlib.contextmanager
+def _power_off_explained(run: Run) -> Iterator[None]:
+    """A frozen view that QEMU kept ends with it: say so, rather than that a line broke."""
+    try:
+        yield
+    except StillframeError as error:
+        if run.capture.pausable and not run.job.stopped.is_set() and not _is_active(run.guest):
+            raise CaptureFailed(
+                "the instance was powered off during its snapshot; ask for it again"
+            ) from error
+        raise
+
+
+def _is_active(guest: Guest) -> bool:
+    try:
+        return guest.is_active()
+    except InstanceNotFound:
+        return False
+    except StillframeError:
+        return True
+
+
+def _thaw(guest: Guest, timeout_s: float) -> None:
+    try:
+        LOG.warning("Thawing what the interrupted job may have frozen")
+        guest.thaw(timeout_s)
+    except StillframeError as error:
+        LOG.warning("Nothing could be thawed: %s", error)
 
 
 def _figures(run: Run) -> CaptureFigures:
     """Return what the capture was like, and say so in the log."""
-    pause_ms, inside = None, None
-    if run.pauses:
-        proof = run.guest.pause_since(run.captured_at, _STAMPS_TIMEOUT_S)
-        pause_ms = proof.pause_ms if proof else (run.resumed_at - run.paused_at) * 1e3
-        inside = proof.instant_inside if proof else None
+    pause_ms, inside = run.pause.proven()
+    if pause_ms is None:
+        LOG.info("Captured without a pause")
+    else:
         LOG.info("Guest resumed after %.1f ms (paused, captured, resumed)", pause_ms)
         if not inside:
             LOG.warning("QEMU's events do not prove that the instant lay inside the pause")
-    else:
-        LOG.info("Captured without a pause")
+    if run.pause.freeze is Freeze.REQUIRE and not run.pause.froze:
+        raise CaptureFailed("the instance's file systems did not stay frozen during the capture")
     return CaptureFigures(
         method=run.capture.method,
-        consistency=run.consistency,
-        captured_at=run.captured_at,
+        consistency="filesystem" if run.pause.froze else run.consistency,
+        captured_at=run.pause.began_at,
         pause_ms=pause_ms,
         instant_inside_pause=inside,
+        freeze_ms=run.pause.freeze_ms,
+        disks_left_out=run.left_out,
     )

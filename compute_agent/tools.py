@@ -8,6 +8,7 @@ import dataclasses
 from common.glance import ImageService
 from compute_agent.capture.workspace import Directories
 from compute_agent.guest.connection import Hypervisor
+from compute_agent.increments import Increments
 from compute_agent.journal import Journal
 from compute_agent.sentinel import Sentinel
 from compute_agent.stream.throttle import Throttle
@@ -19,8 +20,18 @@ class Settings:
 
     method: str
     pause: str
+    freeze: str
+    freeze_timeout_s: float
+    #: "root" or "all".
+    disks: str
+    #: Make and keep a checkpoint with each snapshot.
+    checkpoints: bool
+    #: Read slower while the guest's own writes take `latency_factor` times as long as usual.
+    adaptive: bool
+    latency_factor: float
     image_format: str
     scratch_reserve_percent: int
+    scratch_min_free_bytes: int
     upload_retries: int
     progress_log_interval_s: float
 
@@ -32,6 +43,7 @@ class Tools:
     hypervisor: Hypervisor
     images: ImageService
     journal: Journal
+    increments: Increments
     directories: Directories
     throttle: Throttle
     sentinel: Sentinel

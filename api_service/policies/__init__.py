@@ -70,6 +70,13 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
         [("GET", "/v1/jobs")],
     ),
     ("stillframe:jobs:show", _READER_OR_ADMIN, "Show a job.", [("GET", "/v1/jobs/{id}")]),
+    ("stillframe:jobs:cancel", _MEMBER_OR_ADMIN, "Cancel a job.", [("DELETE", "/v1/jobs/{id}")]),
+    (
+        "stillframe:jobs:adjust",
+        _ADMIN,
+        "Change how fast a running job may read.",
+        [("PATCH", "/v1/jobs/{id}")],
+    ),
 )
 
 

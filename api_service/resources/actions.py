@@ -44,7 +44,7 @@ class ServerAction(Resource):
         rule = "os_compute_api:servers:create_image"
         instance = self.visible_instance(request, server_id, rule)
         asked = body["createImage"]
-        wish = SnapshotWish(name=asked["name"], metadata=asked.get("metadata", {}))
+        wish = SnapshotWish.of(asked["name"], asked.get("metadata", {}))
         job = self.services.snapshots.request(self.caller(request), instance, wish)
         self.services.dispatcher.poke(job.id)
         response.status = falcon.HTTP_202

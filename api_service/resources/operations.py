@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import falcon
 
-from api_service import views
-from api_service.errors import NotFound
+from api_service import schemas, views
+from api_service.errors import Conflict, NotFound
 from api_service.resources.services import Resource, is_uuid
+from api_service.store.records import Job as JobRecord
+
+LOG = logging.getLogger(__name__)
 
 
 class ComputeServices(Resource):
@@ -45,14 +50,41 @@ class Jobs(Resource):
 
 
 class Job(Resource):
-    """`GET /v1/jobs/{id}`."""
+    """`/v1/jobs/{id}`."""
 
     def on_get(self, request: falcon.Request, response: falcon.Response, job_id: str) -> None:
         """Show one, with its steps and figures."""
+        response.media = {"job": views.job(self._job(request, job_id, "stillframe:jobs:show"))}
+
+    def on_delete(self, request: falcon.Request, response: falcon.Response, job_id: str) -> None:
+        """Cancel one: 202, and it ends within a second, its image and all."""
+        job = self._job(request, job_id, "stillframe:jobs:cancel")
+        cancelled = self.services.ledger.cancel(job.id)
+        if cancelled is None:
+            raise Conflict(f"Job {job.id} has ended already: it is {job.state}.")
+        LOG.info("User %s cancels job %s", self.caller(request).user_id, job.id)
+        self.services.dispatcher.poke(job.id)
+        response.status = falcon.HTTP_202
+        response.media = {"job": views.job(cancelled)}
+
+    def on_patch(self, request: falcon.Request, response: falcon.Response, job_id: str) -> None:
+        """Give a running one another limit of its own."""
+        body = schemas.read_body(request)
+        schemas.validate(schemas.ADJUST_JOB, body)
+        job = self._job(request, job_id, "stillframe:jobs:adjust")
+        adjusted = self.services.ledger.limit(job.id, body["bandwidth_limit"])
+        if adjusted is None:
+            raise Conflict(f"Job {job.id} has ended already: it is {job.state}.")
+        self.services.dispatcher.poke_limit(job.id)
+        response.status = falcon.HTTP_202
+        response.media = {"job": views.job(adjusted)}
+
+    def _job(self, request: falcon.Request, job_id: str, rule: str) -> JobRecord:
         caller = self.caller(request)
         job = self.services.ledger.find(job_id) if is_uuid(job_id) else None
         is_admin = self.services.authorizer.is_admin(caller)
         if job is None or not (is_admin or job.project_id == caller.project_id):
             raise NotFound(f"Job {job_id} could not be found.")
-        self.services.authorizer.require(caller, "stillframe:jobs:show", job.project_id)
-        response.media = {"job": views.job(job)}
+        caller.resource_uuid = job.instance_uuid
+        self.services.authorizer.require(caller, rule, job.project_id)
+        return job

@@ -47,6 +47,15 @@ CREATE_IMAGE = Draft202012Validator(
     }
 )
 
+ADJUST_JOB = Draft202012Validator(
+    {
+        "type": "object",
+        "properties": {"bandwidth_limit": {"type": "integer", "minimum": 0, "maximum": 1_000_000}},
+        "required": ["bandwidth_limit"],
+        "additionalProperties": False,
+    }
+)
+
 
 def read_body(request: falcon.Request) -> dict[str, Any]:
     """Return a request's JSON object; raise BadRequest or RequestTooLarge."""

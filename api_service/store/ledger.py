@@ -106,15 +106,47 @@ class Ledger:
             "sha512": outcome.sha512,
             "capture": outcome.capture.to_wire() if outcome.capture else None,
             "steps": [step.to_wire() for step in outcome.steps],
+            "images": [image.to_wire() for image in outcome.images],
             "reported_at": clock.now(),
         }
-        if outcome.size_bytes is not None:
-            values |= {"bytes_done": outcome.size_bytes, "bytes_total": outcome.size_bytes}
+        if outcome.state is JobState.DONE:
+            total = sum(image.size_bytes or 0 for image in outcome.images)
+            total = total or outcome.size_bytes or 0
+            # The image may be another than was asked for, if the first failed its verification.
+            values |= {"bytes_done": total, "bytes_total": total, "image_id": outcome.image_id}
         return self._end(outcome.job_id, EVENT_OF_OUTCOME[outcome.state], values)
 
     def fail(self, job_id: str, reason: str, reason_code: str) -> Job | None:
         """End a job in error for a reason of the API's own; None if it had ended."""
         return self._end(job_id, JobEvent.FAIL, {"reason": reason, "reason_code": reason_code})
+
+    def cancel(self, job_id: str) -> Job | None:
+        """Note that somebody wants the job to end; None if it has ended already.
+
+        A job that no agent has accepted ends here and now. Another one goes on
+        until its agent has ended it, with `cancel_asked_at` set.
+        """
+        reason = {"reason": "the job was cancelled", "reason_code": "cancelled"}
+        with self._database.write() as session:
+            row = session.get(JobRow, job_id, with_for_update=True)
+            if row is None or JobState(row.state) in ENDED:
+                return None
+            row.cancel_asked_at = row.cancel_asked_at or clock.now()
+            session.flush()
+            asked = records.job(row)
+        if asked.state is JobState.PENDING:
+            return self._end(job_id, JobEvent.CANCEL, reason) or asked
+        return asked
+
+    def limit(self, job_id: str, bandwidth_limit: int) -> Job | None:
+        """Note another limit of an open job's own, in MB/s; None if it has ended already."""
+        with self._database.write() as session:
+            row = session.get(JobRow, job_id, with_for_update=True)
+            if row is None or JobState(row.state) in ENDED:
+                return None
+            row.options = {**row.options, "bandwidth_limit": bandwidth_limit}
+            session.flush()
+            return records.job(row)
 
     def record(self, report: JobAccepted | JobOutcome, context: dict[str, Any]) -> bool:
         """Enter a job that an agent got from somebody else; False if it is known."""
@@ -239,6 +271,7 @@ _NOTHING_DONE: dict[str, Any] = {
     "bytes_total": 0,
     "rate_bytes_s": 0.0,
     "steps": [],
+    "images": [],
     "discard_image": False,
 }
 

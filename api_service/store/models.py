@@ -119,6 +119,8 @@ class JobRow(Base):
     sha512: Mapped[str | None] = mapped_column(String(128))
     capture: Mapped[dict[str, Any] | None]
     steps: Mapped[list[Any]]
+    #: One for each disk, the root disk's first (DiskImage as it stands on the wire).
+    images: Mapped[list[Any]]
     created_at: Mapped[dt.datetime]
     deadline_at: Mapped[dt.datetime]
     cast_at: Mapped[dt.datetime | None]
@@ -128,6 +130,8 @@ class JobRow(Base):
     progress_at: Mapped[dt.datetime | None]
     #: The job has ended without its image, which may still exist.
     discard_image: Mapped[bool]
+    #: Somebody asked for the job's end; its agent has not ended it yet.
+    cancel_asked_at: Mapped[dt.datetime | None]
     finished_at: Mapped[dt.datetime | None]
 
 

@@ -8,7 +8,7 @@ import datetime as dt
 from typing import Any
 
 from api_service.store.models import AgentRow, InstanceRow, JobRow
-from common.messages import CaptureFigures, Flavor, Hypervisor, InstanceRef, StepTime
+from common.messages import CaptureFigures, DiskImage, Flavor, Hypervisor, InstanceRef, StepTime
 from common.states import JobKind, JobState, PowerState, VmState
 
 
@@ -74,12 +74,14 @@ class Job:
     sha512: str | None
     capture: CaptureFigures | None
     steps: tuple[StepTime, ...]
+    images: tuple[DiskImage, ...]
     created_at: dt.datetime
     deadline_at: dt.datetime
     cast_at: dt.datetime | None
     accepted_at: dt.datetime | None
     reported_at: dt.datetime | None
     discard_image: bool
+    cancel_asked_at: dt.datetime | None
     finished_at: dt.datetime | None
 
     @property
@@ -130,6 +132,7 @@ def job(row: JobRow) -> Job:
     fields["kind"], fields["state"] = JobKind(row.kind), JobState(row.state)
     fields["capture"] = CaptureFigures.from_wire(row.capture) if row.capture else None
     fields["steps"] = tuple(StepTime.from_wire(step) for step in row.steps)
+    fields["images"] = tuple(DiskImage.from_wire(image) for image in row.images)
     return Job(**fields)
 
 

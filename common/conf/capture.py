@@ -14,8 +14,10 @@ OPTS = [
         choices=[
             ("auto", "chosen for each instance from what its host and domain can do"),
             ("backup", "libvirt backup job in pull mode; the guest must run"),
+            ("overlay", "external overlay, merged back afterwards; the guest must run"),
             ("offline", "read-only NBD export of the disk; the guest must be shut off"),
         ],
+        mutable=True,
         help="Capture method; anything but auto is for tests and trouble.",
     ),
     cfg.StrOpt(
@@ -27,6 +29,49 @@ OPTS = [
         ],
         mutable=True,
         help="Whether a running guest is paused while its point in time is fixed.",
+    ),
+    cfg.StrOpt(
+        "freeze",
+        default="auto",
+        choices=[
+            ("auto", "as the instance's image says: hw_qemu_guest_agent, os_require_quiesce"),
+            ("never", "snapshots are as after a power failure"),
+            ("required", "a snapshot whose file systems cannot be frozen fails"),
+        ],
+        mutable=True,
+        help="Whether the guest agent freezes the file systems around the capture.",
+    ),
+    cfg.FloatOpt(
+        "freeze_timeout",
+        default=5.0,
+        min=1.0,
+        help="Seconds that a guest agent may take to freeze, or to thaw, the file systems.",
+    ),
+    cfg.StrOpt(
+        "disks",
+        default="root",
+        choices=[
+            ("root", "the disk that the guest boots from, as in Nova"),
+            ("all", "every disk at one instant, one image each"),
+        ],
+        mutable=True,
+        help="Which disks a snapshot is of, unless its request says.",
+    ),
+    cfg.BoolOpt(
+        "checkpoints",
+        default=False,
+        mutable=True,
+        help="""
+Keep a checkpoint (a dirty bitmap in the disk's qcow2 file) with each snapshot of
+a running instance, so that a later one can upload only what has changed.
+Increments are still only made for requests that ask for them.
+""",
+    ),
+    cfg.IntOpt(
+        "max_increments",
+        default=7,
+        min=1,
+        help="Increments that may lie on top of one full image; the next snapshot is full.",
     ),
     cfg.FloatOpt(
         "pause_budget",
@@ -63,10 +108,40 @@ space because of a backup.
 """,
     ),
     cfg.IntOpt(
+        "scratch_min_free",
+        default=256,
+        min=0,
+        help="""
+MiB that must stay free where a guest's overwritten (or, with method overlay,
+new) blocks are kept during a snapshot; with less, the snapshot is ended and
+undone before the guest notices.
+""",
+    ),
+    cfg.IntOpt(
         "bandwidth_limit",
         default=200,
         min=0,
         mutable=True,
         help="MB/s that all jobs of a host read from its disks together; 0 is no limit.",
+    ),
+    cfg.StrOpt(
+        "bandwidth_mode",
+        default="fixed",
+        choices=[
+            ("fixed", "read as fast as bandwidth_limit allows"),
+            ("adaptive", "read slower while the guest's own writes suffer"),
+        ],
+        mutable=True,
+        help="What decides how fast a disk is read.",
+    ),
+    cfg.FloatOpt(
+        "latency_factor",
+        default=4.0,
+        min=1.0,
+        mutable=True,
+        help="""
+With `bandwidth_mode = adaptive`: a guest suffers when its writes take so many
+times as long as they did before the snapshot.
+""",
     ),
 ]

@@ -15,6 +15,7 @@ OPTS = [
         "snapshot_image_format",
         default="qcow2",
         choices=["qcow2", "raw"],
+        mutable=True,
         help="Format of the images that snapshots are uploaded in.",
     ),
     cfg.FloatOpt(

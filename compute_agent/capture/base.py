@@ -1,34 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every capture method offers to the pipeline in `snapshot`.
 
-A capture is made for one job. `prepare` does all that can be done beforehand,
-`begin` fixes the instant (it is the only thing inside the pause), `export`
-says where to read, `end` gives everything back. `end` may be called at any
-time, more than once, and after a crash on a capture made anew from the journal.
+A capture is made for one job and one or several disks of one guest. `prepare`
+does all that can be done beforehand, `begin` fixes the instant of all disks (it
+is the only thing inside the pause), `exports` says where to read, `end` gives
+everything back. `end` may be called at any time, more than once, and after a
+crash on a capture made anew from the journal.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Protocol
 
+from compute_agent.capture.workspace import Workspace
 from compute_agent.guest.description import Disk
+from compute_agent.guest.domain import Guest
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """The frozen, readable view: an NBD export called `name` on the unix socket `socket_path`."""
+    """The frozen, readable view of the disk `target`.
 
+    An NBD export called `name` on the unix socket `socket_path`. With
+    `changes` it also offers that meta context: what was written since the
+    checkpoint that an increment is relative to.
+    """
+
+    target: str
     socket_path: str
     name: str
+    changes: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureTarget:
-    """The disk that a capture is of."""
+    """One disk that a capture is of; `path` is its file or device."""
 
     disk: Disk
     capacity_bytes: int
+
+    @property
+    def name(self) -> str:
+        """The disk's name in the guest ("vda")."""
+        return self.disk.target
+
+    @property
+    def path(self) -> str:
+        """The disk's file or device."""
+        return self.disk.path or ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that a capture is made from."""
+
+    guest: Guest
+    targets: tuple[CaptureTarget, ...]
+    workspace: Workspace
+    #: Free space that the guest's writes must find, as a share of the disks' size.
+    scratch_reserve_percent: int = 0
+    #: The checkpoint that an increment is relative to.
+    since: str | None = None
 
 
 class Capture(Protocol):
@@ -43,10 +77,13 @@ class Capture(Protocol):
         """Do all that needs no stop: space, scratch, directories, flush."""
 
     def begin(self) -> None:
-        """Fix the instant."""
+        """Fix the instant of every disk."""
 
-    def export(self) -> Export:
-        """Return where the frozen view is read."""
+    def exports(self) -> tuple[Export, ...]:
+        """Return where the frozen views are read, in the order of the targets."""
+
+    def growing(self) -> tuple[Path, ...]:
+        """Return the files that the guest's writes make grow while the view is open."""
 
     def end(self) -> None:
         """Give back whatever `prepare` and `begin` made; safe to repeat."""

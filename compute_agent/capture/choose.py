@@ -19,7 +19,12 @@ class Circumstances:
     """What a choice depends on."""
 
     active: bool
-    disk: Disk
+    disks: tuple[Disk, ...]
+
+    @property
+    def has_iothread(self) -> bool:
+        """Any of the disks is served by an iothread of its own."""
+        return any(disk.has_iothread for disk in self.disks)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +50,12 @@ RULES: tuple[Rule, ...] = (
             (lambda it: not it.active, "it is for instances that run"),
             # QEMU up to 7.2 (and, unproven, later ones) aborts, and the guest
             # with it, if the reader of such a disk's export dies.
-            (lambda it: it.disk.has_iothread, "it is unsafe for a disk with an iothread"),
+            (lambda it: it.has_iothread, "it is unsafe for a disk with an iothread"),
         ),
+    ),
+    Rule(
+        method="overlay",
+        unless=((lambda it: not it.active, "it is for instances that run"),),
     ),
 )
 

@@ -3,23 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from compute_agent.capture.backup import BackupCapture
-from compute_agent.capture.base import Capture, CaptureTarget
+from compute_agent.capture.base import Capture, Plan
 from compute_agent.capture.offline import OfflineCapture
-from compute_agent.capture.workspace import Workspace
-from compute_agent.guest.domain import Guest
+from compute_agent.capture.overlay import OverlayCapture
+
+METHODS: dict[str, Callable[[Plan], Capture]] = {
+    OfflineCapture.method: OfflineCapture,
+    BackupCapture.method: BackupCapture,
+    OverlayCapture.method: OverlayCapture,
+}
 
 
-def by_method(
-    method: str,
-    guest: Guest,
-    target: CaptureTarget,
-    workspace: Workspace,
-    scratch_reserve_percent: int,
-) -> Capture:
+def by_method(method: str, plan: Plan) -> Capture:
     """Return the capture; nothing is done yet. `method` is one that `choose` returned."""
-    if method == "backup":
-        return BackupCapture(
-            guest, target, workspace, scratch_reserve_percent=scratch_reserve_percent
-        )
-    return OfflineCapture(guest, target, workspace)
+    return METHODS[method](plan)

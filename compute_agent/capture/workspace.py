@@ -21,6 +21,8 @@ from common.errors import ConfigurationError
 LOG = logging.getLogger(__name__)
 
 _SOCKET_PATH_MAX_BYTES = 107
+#: Disks are called vda, vdb ... and, on hosts with hundreds of them, vdaa.
+_TARGET_MAX_BYTES = 4
 #: QEMU's user must get through to its own directory, and see nothing else.
 _ROOT_MODE = 0o711
 _JOB_MODE = 0o700
@@ -47,7 +49,7 @@ class Directories:
                     f"[capture] {option} = {path} cannot be used: {error.strerror}; "
                     "name a directory that this daemon's user may create and own"
                 ) from error
-        longest = len(os.fsencode(self.sockets / ("x" * 8) / "nbd"))
+        longest = len(os.fsencode(self.sockets / ("x" * 8) / ("x" * _TARGET_MAX_BYTES)))
         if longest > _SOCKET_PATH_MAX_BYTES:
             raise ConfigurationError(
                 f"[capture] socket_directory is too long: a socket in it needs {longest} bytes of "
@@ -81,15 +83,13 @@ class Workspace:
     scratch: Path
     sockets: Path
 
-    @property
-    def scratch_file(self) -> Path:
-        """The blocks that the guest overwrites while they wait to be read."""
-        return self.scratch / "s"
+    def scratch_file(self, target: str) -> Path:
+        """Return where the blocks of a disk wait that the guest overwrites before they are read."""
+        return self.scratch / target
 
-    @property
-    def socket_path(self) -> Path:
-        """The NBD server's socket."""
-        return self.sockets / "nbd"
+    def socket_path(self, target: str = "nbd") -> Path:
+        """Return the socket of an NBD server: of one disk, or of all together."""
+        return self.sockets / target
 
     def make(self, owner: tuple[int, int]) -> None:
         """Create both directories for QEMU's user; `owner` is its uid and gid."""

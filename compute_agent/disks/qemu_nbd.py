@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from common import qemu_img
 from common.errors import JobFailed
-from compute_agent.disks import qemu_img
 from compute_agent.disks.nbd import NbdClient, NbdConnectionLost
 
 LOG = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ import libvirt_qemu
 
 from common.errors import InstanceNotFound
 from common.messages import Hypervisor as HypervisorInfo
+from compute_agent.guest import description
 from compute_agent.guest.domain import Guest
 from compute_agent.guest.errors import HypervisorUnavailable, is_connection_loss, translated
 from compute_agent.guest.stamps import EVENTS, Recorder
@@ -45,6 +46,9 @@ class Hypervisor:
         self._uri = uri
         self._keepalive = (max(1, round(keepalive_interval_s)), keepalive_count)
         self.on_change = on_change
+        #: Told the UUID of a domain that is deleted, or stopped for want of space.
+        self.on_undefined: Callable[[str], None] = lambda _: None
+        self.on_io_error: Callable[[str], None] = lambda _: None
         self.stamps = Recorder()
         self._lock = threading.Lock()
         self._connection: libvirt.virConnect | None = None
@@ -93,6 +97,17 @@ class Hypervisor:
         """Return one domain; raise InstanceNotFound if this host has none of that id."""
         return Guest(self._find(instance_uuid), self._find, self.stamps)
 
+    def disk_paths(self) -> frozenset[str]:
+        """Return the files and devices that the disks of all guests are on."""
+        found: set[str] = set()
+        for guest in self.guests():
+            try:
+                disks = description.disks(guest.describe())
+            except InstanceNotFound:
+                continue  # it went while we looked
+            found.update(disk.path for disk in disks if disk.path)
+        return frozenset(found)
+
     def info(self) -> HypervisorInfo:
         """Return what the host is."""
         with translated("describing its host"):
@@ -130,6 +145,9 @@ class Hypervisor:
         connection.domainEventRegisterAny(
             None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
         )
+        connection.domainEventRegisterAny(
+            None, libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, self._on_io_error, None
+        )
         for event in EVENTS:
             libvirt_qemu.qemuMonitorEventRegister(connection, None, event, self._on_qemu, None)
         LOG.info("Connected to libvirt at %s", self._uri)
@@ -154,7 +172,23 @@ class Hypervisor:
     ) -> None:
         if event == libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
             self.stamps.forget(domain.UUIDString())
+            self.on_undefined(domain.UUIDString())
         self.on_change()
+
+    def _on_io_error(
+        self,
+        _connection: Any,
+        domain: libvirt.virDomain,
+        path: str,
+        alias: str,
+        action: int,
+        reason: str,
+        _opaque: Any,
+    ) -> None:
+        LOG.warning("[instance: %s] I/O error on %s: %s", domain.UUIDString(), alias, reason)
+        stopped = action == libvirt.VIR_DOMAIN_EVENT_IO_ERROR_PAUSE
+        if stopped and reason == "enospc":
+            self.on_io_error(domain.UUIDString())
 
     def _on_qemu(
         self,

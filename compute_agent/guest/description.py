@@ -85,6 +85,25 @@ def root_disk(domain: ET.Element) -> Disk:
     )
 
 
+def wanted_disks(domain: ET.Element, wanted: str) -> tuple[tuple[Disk, ...], dict[str, str]]:
+    """Return the disks of a snapshot, the root disk first, and why others are left out.
+
+    `wanted` is "root" or "all"; with "all", disks that cannot be captured are
+    left out by name, except for removable media, which nobody misses. Raises
+    NoUsableDisk if there is no root disk to take.
+    """
+    root = root_disk(domain)
+    if wanted != "all":
+        return (root,), {}
+    others = [disk for disk in disks(domain) if disk.target != root.target]
+    left_out = {
+        disk.target: reason
+        for disk in others
+        if disk.device in ("disk", "lun") and (reason := why_unusable(disk))
+    }
+    return (root, *(disk for disk in others if why_unusable(disk) is None)), left_out
+
+
 def _disk(element: ET.Element) -> Disk:
     source, driver = element.find("source"), element.find("driver")
     boot = element.find("boot")

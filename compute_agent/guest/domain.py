@@ -7,23 +7,23 @@ in a tenant's words; libvirt's own are in the log.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import time
-import xml.etree.ElementTree as ET
+import math
 from collections.abc import Callable
 
 import libvirt
 
-from common.errors import InstanceBusy
 from common.states import PowerState
 from compute_agent.guest import description
+from compute_agent.guest.backup_jobs import BackupJobs
 from compute_agent.guest.errors import translated
+from compute_agent.guest.overlays import Overlays
 from compute_agent.guest.stamps import PauseProof, Recorder
 
 LOG = logging.getLogger(__name__)
 
-_JOB_END_TIMEOUT_S = 30.0
-_LOOK_S = 0.02
+_AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
 _POWER_STATES: dict[int, PowerState] = {
     libvirt.VIR_DOMAIN_NOSTATE: PowerState.NOSTATE,
@@ -37,35 +37,33 @@ _POWER_STATES: dict[int, PowerState] = {
 }
 
 
-class Guest:
-    """One domain of this host. `find` looks it up again after libvirt was restarted."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WriteLatency:
+    """Counters since the guest's start: its write operations and the time they took."""
+
+    operations: int
+    total_ns: int
+
+    @property
+    def mean_ns(self) -> float:
+        """What a write took on the average, in nanoseconds."""
+        return self.total_ns / self.operations if self.operations else 0.0
+
+
+class Guest(BackupJobs, Overlays):
+    """One domain of this host and all that is done to it."""
 
     def __init__(
         self, domain: libvirt.virDomain, find: Callable[[str], libvirt.virDomain], stamps: Recorder
     ) -> None:
-        self._found = domain
-        self._find = find
+        super().__init__(domain, find)
         self._stamps = stamps
-        self.uuid: str = domain.UUIDString()
-        self.domain_name: str = domain.name()
-
-    @property
-    def _domain(self) -> libvirt.virDomain:
-        """The domain on a connection that lives: a snapshot may outlast the one it began on."""
-        if not self._found.connect().isAlive():
-            self._found = self._find(self.uuid)
-        return self._found
 
     def power_state(self) -> PowerState:
         """Return what the guest is doing now."""
         with translated("asking for its state"):
             state, _reason = self._domain.state()
         return _POWER_STATES.get(state, PowerState.NOSTATE)
-
-    def is_active(self) -> bool:
-        """Tell whether a QEMU process runs the guest (running, paused or suspended)."""
-        with translated("asking for its state"):
-            return bool(self._domain.isActive())
 
     def was_shut_down_in_order(self) -> bool:
         """Tell whether the guest is off because its own system shut down."""
@@ -75,11 +73,6 @@ class Guest:
             libvirt.VIR_DOMAIN_SHUTOFF,
             libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN,
         )
-
-    def describe(self) -> ET.Element:
-        """Return the `<domain>` element as it stands (the live one of an active guest)."""
-        with translated("reading its definition"):
-            return description.parse(self._domain.XMLDesc())
 
     def capacity_bytes(self, target: str) -> int:
         """Return the virtual size of the disk `target` ("vda")."""
@@ -101,49 +94,47 @@ class Guest:
                 with translated("resuming it"):
                     self._domain.resume()
 
-    def begin_backup(self, backup_xml: str) -> None:
-        """Begin a pull-mode backup job into scratch files that exist already.
+    def run_on_after_io_error(self) -> None:
+        """Let a guest run on that QEMU stopped because the scratch was full; harmless otherwise."""
+        with translated("asking for its state"):
+            state = tuple(self._domain.state())
+        if state == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+            LOG.warning("The guest stood still for want of space; letting it run on")
+            self.resume()
 
-        libvirt must never create the scratch itself: while it does, a suspend
-        from anybody can slip in, and QEMU 7.2 then aborts.
+    def has_agent(self) -> bool:
+        """Tell whether a guest agent is connected at the moment."""
+        channels = self.describe().iterfind("devices/channel/target")
+        return any(
+            one.get("name") == _AGENT_CHANNEL and one.get("state") == "connected"
+            for one in channels
+        )
+
+    def freeze(self, timeout_s: float) -> int:
+        """Have the guest agent freeze the file systems; return how many it says it froze.
+
+        The agent has `timeout_s` to answer, in whole seconds.
         """
-        with translated("fixing the point in time"):
-            self._domain.backupBegin(
-                backup_xml, None, libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
-            )
+        with translated("freezing its file systems"):
+            self._domain.agentSetResponseTimeout(max(1, math.ceil(timeout_s)))
+            return int(self._domain.fsFreeze())
 
-    def backup_description(self) -> str | None:
-        """Return the XML of the backup job open on the guest, or None if there is none."""
-        try:
-            return str(self._domain.backupGetXMLDesc())
-        except libvirt.libvirtError as error:
-            if error.get_error_code() in (
-                libvirt.VIR_ERR_NO_DOMAIN_BACKUP,
-                libvirt.VIR_ERR_OPERATION_INVALID,
-                libvirt.VIR_ERR_NO_DOMAIN,
-            ):
-                return None
-            with translated("looking for a backup job"):
-                raise
+    def thaw(self, timeout_s: float) -> int:
+        """Have the guest agent thaw the file systems; return how many it says were frozen."""
+        with translated("thawing its file systems"):
+            self._domain.agentSetResponseTimeout(max(1, math.ceil(timeout_s)))
+            return int(self._domain.fsThaw())
 
-    def end_backup(self) -> None:
-        """End the backup job of the guest; harmless if there is none (any more).
-
-        Returns when the job is gone: libvirt's own call only asks for it.
-        Raises InstanceBusy if it is still there after half a minute.
-        """
-        try:
-            self._domain.abortJob()
-        except libvirt.libvirtError as error:
-            if self.backup_description() is not None:
-                with translated("ending the backup job"):
-                    raise
-            LOG.debug("No backup job to end: %s", error)
-        deadline = time.monotonic() + _JOB_END_TIMEOUT_S
-        while self.backup_description() is not None:
-            if time.monotonic() > deadline:
-                raise InstanceBusy("the hypervisor does not end the backup job")
-            time.sleep(_LOOK_S)
+    def write_latency(self) -> WriteLatency:
+        """Return what libvirt has counted of the guest's own writes, all disks together."""
+        with translated("reading its block statistics"):
+            disks = description.disks(self.describe())
+            usable = [disk.target for disk in disks if disk.path and not disk.read_only]
+            stats = [self._domain.blockStatsFlags(target) for target in usable]
+        return WriteLatency(
+            operations=sum(one.get("wr_operations", 0) for one in stats),
+            total_ns=sum(one.get("wr_total_times", 0) for one in stats),
+        )
 
     def pause_since(self, since: float, timeout_s: float) -> PauseProof | None:
         """Return the pause that began after `since` (epoch seconds), by QEMU's own stamps."""

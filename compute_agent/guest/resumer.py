@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sentinel's process: resumes a paused guest if the agent dies or is late.
+"""The sentinel's process: resumes and thaws a guest if the agent dies or is late.
 
     python -m compute_agent.guest.resumer URI
 
 Started by `compute_agent.sentinel` in a session of its own, so that it outlives
 a kill of the agent's process group. It reads one JSON object a line:
 
-    {"arm": DOMAIN_UUID, "budget_s": SECONDS}     answered by the same UUID
+    {"arm": DOMAIN_UUID, "budget_s": SECONDS, "thaws": BOOL}   answered by the same UUID
     {"disarm": DOMAIN_UUID}
 
-A domain that is not disarmed within its budget is resumed; when the line breaks
-off (the agent is gone, however it went), every armed domain is resumed at once,
-and the process ends. It has a libvirt connection of its own and imports nothing
-that the agent could break.
+A domain that is not disarmed within its budget is resumed and, with `thaws`,
+its file systems are thawed; when the line breaks off (the agent is gone, however
+it went), that is done for every armed domain at once, and the process ends. It
+has a libvirt connection of its own and imports nothing that the agent could
+break.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 
 import libvirt
 
@@ -33,7 +36,9 @@ _READ_BYTES = 65536
 _RETRY_S = 0.2
 #: After the agent's end, how long to try to reach libvirt for a guest.
 _PATIENCE_S = 60.0
-_KEEPALIVE_S = 5
+_THAW_TIMEOUT_S = 5
+#: The guest is gone, or off: it is neither paused nor frozen.
+_NOTHING_TO_DO = frozenset({libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID})
 
 
 def main() -> int:
@@ -58,6 +63,8 @@ class Resumer:
         self._connection: libvirt.virConnect | None = None
         #: Armed domains and the time (time.monotonic()) at which each is resumed.
         self._deadlines: dict[str, float] = {}
+        #: Armed domains whose file systems may be frozen.
+        self._frozen: set[str] = set()
         self._rest = b""
 
     def serve(self) -> int:
@@ -71,9 +78,14 @@ class Resumer:
                     break
                 self._take(data)
             self._resume_late()
-        for domain in list(self._deadlines):
+        rescues = [
+            threading.Thread(target=self._rescue, args=(domain,)) for domain in self._deadlines
+        ]
+        for domain, rescue in zip(self._deadlines, rescues, strict=True):
             LOG.warning("[instance: %s] The agent is gone inside a pause", domain)
-            self._resume_for_sure(domain)
+            rescue.start()
+        for rescue in rescues:
+            rescue.join()
         return 0
 
     def _patience_s(self) -> float | None:
@@ -87,42 +99,57 @@ class Resumer:
             message = json.loads(line)
             if "arm" in message:
                 self._deadlines[message["arm"]] = time.monotonic() + message["budget_s"]
+                if message.get("thaws"):
+                    self._frozen.add(message["arm"])
                 if self._connection is None or not self._connection.isAlive():
                     self._connect()
                 sys.stdout.write(message["arm"] + "\n")
                 sys.stdout.flush()
             else:
                 self._deadlines.pop(message["disarm"], None)
+                self._frozen.discard(message["disarm"])
 
     def _resume_late(self) -> None:
         now = time.monotonic()
         for domain in [one for one, due in self._deadlines.items() if due <= now]:
             del self._deadlines[domain]
-            LOG.warning("[instance: %s] Paused for longer than its budget", domain)
-            self._resume(domain)
+            LOG.warning("[instance: %s] Paused or frozen for longer than its budget", domain)
+            # In a thread: a guest agent that does not answer must not hold up other guests.
+            threading.Thread(target=self._rescue, args=(domain,), daemon=True).start()
 
-    def _resume_for_sure(self, domain: str) -> None:
+    def _rescue(self, domain: str) -> None:
+        """Resume, then thaw, each until it is done or the patience is over."""
         deadline = time.monotonic() + _PATIENCE_S
-        while not self._resume(domain) and time.monotonic() < deadline:
-            time.sleep(_RETRY_S)
+        for way_out in (self._resume, self._thaw):
+            while not self._done(way_out, domain) and time.monotonic() < deadline:
+                time.sleep(_RETRY_S)
 
-    def _resume(self, domain: str) -> bool:
-        """Let a domain run on; True when it runs, or there is nothing (left) to resume."""
+    def _done(self, way_out: Callable[[libvirt.virDomain, str], None], domain: str) -> bool:
+        """Try it; True when it worked, or there is nothing (left) to do."""
         try:
             if self._connection is None or not self._connection.isAlive():
                 self._connect()
             if self._connection is None:
                 return False
-            found = self._connection.lookupByUUIDString(domain)
-            if found.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
-                found.resume()
-                LOG.warning("[instance: %s] The sentinel resumed the guest", domain)
+            way_out(self._connection.lookupByUUIDString(domain), domain)
         except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            if error.get_error_code() in _NOTHING_TO_DO:
                 return True
-            LOG.error("[instance: %s] The guest could not be resumed: %s", domain, error)
+            LOG.error("[instance: %s] Not rescued yet: %s", domain, error)
             return False
         return True
+
+    def _resume(self, found: libvirt.virDomain, domain: str) -> None:
+        if found.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+            found.resume()
+            LOG.warning("[instance: %s] The sentinel resumed the guest", domain)
+
+    def _thaw(self, found: libvirt.virDomain, domain: str) -> None:
+        if domain in self._frozen:
+            found.agentSetResponseTimeout(_THAW_TIMEOUT_S)
+            thawed = found.fsThaw()
+            self._frozen.discard(domain)
+            LOG.warning("[instance: %s] The sentinel thawed %d file systems", domain, thawed)
 
     def _connect(self) -> None:
         try:

@@ -22,7 +22,7 @@ from compute_agent.disks.nbd import ALLOCATION_CONTEXT, Extent
 from compute_agent.stream.ahead import Ahead, Buffer
 from compute_agent.stream.extents import Source
 from compute_agent.stream.progress import Meter, Progress
-from compute_agent.stream.throttle import Lease, Throttle
+from compute_agent.stream.throttle import Throttle, Throttles
 
 __all__ = ["Digest", "Layout", "Progress", "Pump", "Stopped", "UnexpectedLength"]
 
@@ -46,6 +46,13 @@ class Layout(Protocol):
 
     def stream(self, source: Source) -> Iterator[Buffer]:
         """Yield the whole image, reading `source` once, in order."""
+
+
+class Takes(Protocol):
+    """A lease of one throttle or several."""
+
+    def take(self, count_bytes: int) -> bool:
+        """Wait until so many bytes may pass; False when the job was stopped."""
 
 
 class Stopped(JobCancelled):
@@ -79,7 +86,7 @@ class Pump:
         open_source: Callable[[], Source],
         layout: Layout,
         *,
-        throttle: Throttle,
+        throttle: Throttle | Throttles,
         stopped: threading.Event,
         on_progress: Callable[[Progress], None] = lambda _: None,
         progress_interval_s: float = _PROGRESS_INTERVAL_S,
@@ -143,7 +150,7 @@ class _Pass:
         self,
         open_source: Callable[[], Source],
         layout: Layout,
-        throttle: Throttle,
+        throttle: Throttle | Throttles,
         stopped: threading.Event,
     ) -> None:
         self._open_source = open_source
@@ -194,7 +201,7 @@ class _Pass:
 class _Paced:
     """A source whose reads go through a throttle's lease."""
 
-    def __init__(self, source: Source, lease: Lease) -> None:
+    def __init__(self, source: Source, lease: Takes) -> None:
         self.size_bytes = source.size_bytes
         self._source = source
         self._lease = lease

@@ -26,7 +26,6 @@ from compute_agent.stream.extents import (
     CLUSTER_BITS,
     CLUSTER_BYTES,
     ClusterMap,
-    Runs,
     Source,
     full_map,
     increment_map,
@@ -61,8 +60,8 @@ class Backing:
 class Qcow2Layout:
     """Lays out a cluster map; `length_bytes` is the image's exact length.
 
-    With a `backing` the image is an increment and its zero clusters are
-    written down; without one they need no entry. `virtual_bytes` is the size
+    The zero clusters of a map are written down: in an increment they hide what
+    lies below. `virtual_bytes` is the size
     that a guest sees: the disk's, rounded up to whole sectors.
     """
 
@@ -70,7 +69,7 @@ class Qcow2Layout:
 
     def __init__(self, cluster_map: ClusterMap, backing: Backing | None = None) -> None:
         self._data = cluster_map.data
-        self._zero = cluster_map.zero if backing else Runs()
+        self._zero = cluster_map.zero
         self._map = cluster_map
         self._backing = backing
         self.virtual_bytes = _round_up(cluster_map.size_bytes, _SECTOR_BYTES)
@@ -88,7 +87,9 @@ class Qcow2Layout:
         return cls(full_map(source))
 
     @classmethod
-    def increment_of(cls, source: Source, bitmap_context: str, backing: Backing) -> Qcow2Layout:
+    def increment_of(
+        cls, source: Source, bitmap_context: str, backing: Backing | None = None
+    ) -> Qcow2Layout:
         """Lay out what changed in `source` by its dirty bitmap, on top of `backing`."""
         return cls(increment_map(source, bitmap_context), backing)
 

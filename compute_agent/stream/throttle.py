@@ -93,6 +93,28 @@ class Throttle:
         self._looked_at = now
 
 
+class Throttles:
+    """Several bounds at once: the host's and the job's own. The narrowest one rules."""
+
+    def __init__(self, *throttles: Throttle) -> None:
+        self._throttles = throttles
+
+    def lease(self, stopped: threading.Event) -> Leases:
+        """Return a share of each."""
+        return Leases([throttle.lease(stopped) for throttle in self._throttles])
+
+
+class Leases:
+    """Shares of several throttles; for one thread."""
+
+    def __init__(self, leases: list[Lease]) -> None:
+        self._leases = leases
+
+    def take(self, count_bytes: int) -> bool:
+        """Wait until `count_bytes` more may pass everywhere; False when the job was stopped."""
+        return all(lease.take(count_bytes) for lease in self._leases)
+
+
 class Lease:
     """One job's share of a Throttle; for one thread."""
 

@@ -80,6 +80,13 @@ class MemoryImages:
             self.deleted.append(image_id)
             self.records.pop(image_id, None)
 
+    def made_by(self, property_name: str, value: str) -> list[Image]:
+        """Return the records with this property."""
+        self._fail()
+        with self._lock:
+            found = [key for key, one in self.records.items() if one.get(property_name) == value]
+            return [self._image(image_id) for image_id in found]
+
     def activate(self, image_id: str) -> None:
         """Do what an agent's upload does."""
         self.records[image_id]["status"] = "active"

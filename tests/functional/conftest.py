@@ -75,6 +75,13 @@ def cloud(
 
 
 @pytest.fixture
+def agent_options(cloud: Cloud) -> Iterator[Callable[..., None]]:
+    """Give the running agent other mutable options for one test: lines of [capture]."""
+    yield cloud.reconfigure_agent
+    cloud.reconfigure_agent()
+
+
+@pytest.fixture
 def new_guest(cloud: Cloud) -> Iterator[Callable[..., Guest]]:
     """Boot guests (`start=False`: define only); they are removed afterwards."""
     guests: list[Guest] = []

@@ -110,18 +110,6 @@ def test_a_guest_without_a_usable_disk_ends_in_a_reason(
     assert leftovers(cloud) == []
 
 
-def test_a_guest_with_an_iothread_is_not_put_at_risk(
-    cloud: Cloud, new_guest: Callable[..., Guest]
-) -> None:
-    guest = new_guest(iothread=True)
-    asked = ask(cloud, guest)
-    job = asked.ended()
-    assert job["state"] == "error"
-    assert "iothread" in job["reason"]
-    assert asked.image() is None
-    assert guest.state() == "running"
-
-
 def test_glance_refusing_the_record_is_told_and_frees_the_instance(
     cloud: Cloud, running_guest: Guest
 ) -> None:

@@ -8,9 +8,11 @@
  *   records    4 KiB each, O_DIRECT, one in flight, round and round a raw partition.
  *              Record n+1 is written only when record n is on the disk, so an image of
  *              one point in time holds an unbroken run of them, and nothing newer.
+ *              With a MIRROR (a whole disk) each is then written there too, so images of
+ *              both disks at one instant differ by one record at the most.
  *   appends    4 KiB and fdatasync in a mounted file: what a frozen file system holds up.
  *
- * usage: pulse CONSOLE HEARTBEAT_US DEVICE RECORD_US FILE APPEND_US
+ * usage: pulse CONSOLE HEARTBEAT_US DEVICE RECORD_US FILE APPEND_US [MIRROR]
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -37,7 +39,7 @@ struct record {
 static const char MAGIC[8] = "SFRECORD";
 
 static volatile uint64_t records, longest_us;
-static const char *device, *file;
+static const char *device, *file, *mirror;
 static long record_us, append_us;
 
 static uint64_t uptime_us(void)
@@ -93,8 +95,11 @@ static void *write_records(void *unused)
 	char *block;
 	uint64_t bytes = 0, slots, sequence;
 	int fd = open(device, O_RDWR | O_DIRECT);
+	int copy = mirror ? open(mirror, O_WRONLY | O_DIRECT) : -1;
 
 	(void)unused;
+	if (mirror && copy < 0)
+		perror(mirror);
 	if (fd < 0 || ioctl(fd, BLKGETSIZE64, &bytes) < 0 ||
 	    posix_memalign((void **)&block, RECORD_BYTES, RECORD_BYTES)) {
 		perror(device);
@@ -104,9 +109,12 @@ static void *write_records(void *unused)
 	sequence = newest_record(fd, block, slots);
 	for (;;) {
 		uint64_t began = uptime_us();
+		off_t place;
 
 		make_record(block, ++sequence);
-		if (pwrite(fd, block, RECORD_BYTES, (sequence - 1) % slots * RECORD_BYTES) != RECORD_BYTES) {
+		place = (sequence - 1) % slots * RECORD_BYTES;
+		if (pwrite(fd, block, RECORD_BYTES, place) != RECORD_BYTES ||
+		    (copy >= 0 && pwrite(copy, block, RECORD_BYTES, place) != RECORD_BYTES)) {
 			perror("record");
 			sequence--;
 			sleep(1);
@@ -143,8 +151,8 @@ int main(int argc, char **argv)
 	int console;
 	pthread_t thread;
 
-	if (argc != 7) {
-		fprintf(stderr, "usage: pulse CONSOLE HEARTBEAT_US DEVICE RECORD_US FILE APPEND_US\n");
+	if (argc != 7 && argc != 8) {
+		fprintf(stderr, "usage: pulse CONSOLE HEARTBEAT_US DEVICE RECORD_US FILE APPEND_US [MIRROR]\n");
 		return 2;
 	}
 	console = open(argv[1], O_WRONLY | O_NOCTTY);
@@ -152,6 +160,7 @@ int main(int argc, char **argv)
 		perror(argv[1]);
 		return 1;
 	}
+	mirror = argc == 8 ? argv[7] : NULL;
 	device = argv[3], record_us = atol(argv[4]), file = argv[5], append_us = atol(argv[6]);
 	pthread_create(&thread, NULL, write_records, NULL);
 	pthread_create(&thread, NULL, append_to_file, NULL);

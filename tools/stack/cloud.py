@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import time
 import urllib.error
@@ -20,6 +21,7 @@ from tools.stack.process import Process, kept_port
 from tools.stack.rabbitmq import RabbitMq
 
 _READY_TIMEOUT_S = 60.0
+_RELOADED = "stillframe-compute obeys them"
 #: What operators are told to run with is what the demo and the tests run with.
 _PRODUCTION_BROKER_BLOCK = Path(__file__).parents[2] / "etc" / "stillframe" / "rabbitmq.conf"
 
@@ -91,6 +93,7 @@ class Cloud:
         self._image = image
         self._accelerator = accelerator
         self._extra_config = extra_config
+        self._options: list[str] = []
         self.rabbitmq = broker or RabbitMq(directory / "rabbitmq")
         self.glance = Glance(directory / "glance", cache / "venv-glance")
         self.libvirtd = Libvirtd(directory / "libvirt", cache)
@@ -141,6 +144,15 @@ class Cloud:
             self.agent.start(self._command("stillframe-compute"))
         self.agent.wait_until(self._agent_is_up, _READY_TIMEOUT_S)
 
+    def reconfigure_agent(self, *lines: str) -> None:
+        """Have the running agent obey other mutable options, as lines after `extra_config`."""
+        self._options = list(lines)
+        self.configure()
+        log = self.log_directory / "n-cpu.log"
+        before = log.read_text().count(_RELOADED)
+        self.agent.signal(signal.SIGHUP)
+        _wait(lambda: log.read_text().count(_RELOADED) > before, "the agent's new options")
+
     def manage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run stillframe-manage on this cloud; raise CalledProcessError unless it exits with 0."""
         command = [*self._command("stillframe-manage", logs=False), *arguments]
@@ -189,7 +201,7 @@ class Cloud:
                 port=self._api_port,
                 libvirt_uri=self.libvirtd.uri,
                 glance_endpoint=self.glance.endpoint,
-                extra=self._extra_config,
+                extra="\n".join([self._extra_config, *self._options]),
             )
         )
         tokens = {"stillframe-demo": "demo:demo", "stillframe-admin": "admin:admin"}

@@ -32,8 +32,22 @@ def newest_record(raw_disk: Path) -> int:
     with raw_disk.open("rb") as disk:
         begin, length = _third_partition(disk.read(_SECTOR_BYTES))
         disk.seek(begin)
-        data = disk.read(length)
-    slots = length // _RECORD_BYTES
+        return _newest(disk.read(length))
+
+
+def newest_mirrored(raw_mirror: Path, raw_disk: Path) -> int:
+    """Return the newest record's number on the disk that `raw_disk`'s records are mirrored to.
+
+    Raises Torn as `newest_record` does.
+    """
+    with raw_disk.open("rb") as disk:
+        _begin, length = _third_partition(disk.read(_SECTOR_BYTES))
+    with raw_mirror.open("rb") as mirror:
+        return _newest(mirror.read(length))
+
+
+def _newest(data: bytes) -> int:
+    slots = len(data) // _RECORD_BYTES
     sequences = [_sequence(data, slot) for slot in range(slots)]
     newest = max(sequences)
     for back in range(min(newest, slots)):

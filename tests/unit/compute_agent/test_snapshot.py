@@ -14,13 +14,14 @@ import pytest
 from common.errors import CaptureFailed, InstanceNotFound, JobInterrupted, VerifyFailed
 from common.messages import SnapshotRequest
 from common.states import PowerState
-from compute_agent import publication
 from compute_agent.capture import make
 from compute_agent.capture.base import Export
 from compute_agent.capture.workspace import Directories
 from compute_agent.guest import description
 from compute_agent.jobs import Job
 from compute_agent.journal import Journal
+from compute_agent.publication import Publication
+from compute_agent.run import begin, facts_of
 from compute_agent.snapshot import JOURNALLED, STEPS, Pipeline
 from compute_agent.tools import Settings, Tools
 from tests.unit.compute_agent.conftest import RecordedReports
@@ -34,7 +35,7 @@ DOMAIN = f"<domain><devices>{DISK}</devices></domain>"
 class Stage:
     """Every seam of the pipeline at once: notes what is done, and fails where it is told to."""
 
-    method, pausable, uuid = "backup", True, "guest"
+    method, pausable, uuid, budget_s = "backup", True, "guest", 5.0
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -68,10 +69,16 @@ class Stage:
     def pause_since(self, _since: float, _timeout_s: float) -> None:
         return None
 
-    def export(self) -> Export:
-        return Export(socket_path="/s", name="vda")
+    def exports(self) -> tuple[Export, ...]:
+        return (Export(target="vda", socket_path="/s", name="vda"),)
 
-    def arm(self, _uuid: str) -> None:
+    def growing(self) -> tuple[Path, ...]:
+        return ()
+
+    def run_on_after_io_error(self) -> None:
+        pass
+
+    def arm(self, _uuid: str, **_: Any) -> None:
         self.do("arm")
 
     def disarm(self, _uuid: str) -> None:
@@ -87,13 +94,18 @@ class Stage:
 def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     stage = Stage()
     monkeypatch.setattr(make, "by_method", lambda *_: stage)
-    for name in ("describe", "stream", "verify", "publish"):
-        monkeypatch.setattr(publication, name, lambda *_, name=name: stage.do(name))
+    for name in ("describe", "verify", "publish"):
+        monkeypatch.setattr(Publication, name, lambda *_, name=name: stage.do(name))
 
-    def discard(*_: Any, began: bool) -> None:
-        stage.do("discard ours" if began else "discard")
+    def stream(publication: Publication, _exports: Any) -> None:
+        publication.take_for_ours()
+        stage.do("stream")
 
-    monkeypatch.setattr(publication, "discard", discard)
+    def discard(publication: Publication) -> None:
+        stage.do("discard ours" if publication._begun else "discard")
+
+    monkeypatch.setattr(Publication, "stream", stream)
+    monkeypatch.setattr(Publication, "discard", discard)
     return stage
 
 
@@ -105,14 +117,22 @@ def pipeline(stage: Stage, journal: Journal, tmp_path: Path) -> Pipeline:
             hypervisor=anything,
             images=anything,
             journal=journal,
+            increments=anything,
             directories=Directories(scratch=tmp_path, sockets=tmp_path),
             throttle=anything,
             sentinel=anything,
             settings=Settings(
                 method="auto",
                 pause="always",
+                freeze="auto",
+                freeze_timeout_s=1,
+                disks="root",
+                checkpoints=False,
+                adaptive=False,
+                latency_factor=4,
                 image_format="qcow2",
                 scratch_reserve_percent=0,
+                scratch_min_free_bytes=0,
                 upload_retries=0,
                 progress_log_interval_s=1,
             ),
@@ -156,7 +176,7 @@ def test_an_image_that_is_not_whole_goes_and_a_pause_that_is_over_is_not_ours(
     with pytest.raises(VerifyFailed):
         pipeline.run(job)
     after = stage.done[stage.done.index(step) + 1 :]
-    assert after == ["discard ours", "end"]
+    assert after == ["end", "discard ours"]
     assert stage.done.count("resume") == 1
 
 
@@ -210,16 +230,18 @@ def test_recovery_puts_right_what_each_step_left(
 def test_recovery_of_an_instance_that_is_gone_still_removes_its_image(
     pipeline: Pipeline, stage: Stage, job: Job, journal: Journal
 ) -> None:
-    journal.begin_step(job.entry.job_id, "stream", {})
+    run = begin(pipeline._tools, job)
+    journal.begin_step(job.entry.job_id, "stream", facts_of(run))
+    stage.done.clear()
     stage.fails["find"] = InstanceNotFound("gone")
     with pytest.raises(InstanceNotFound):
         pipeline.recover(_again(job, journal))
-    assert stage.done == ["discard ours", "find"]
+    assert stage.done == ["find", "discard ours"]
 
 
 def _facts_when_killed_in(pipeline: Pipeline, steps: list[Any], job: Job, journal: Journal) -> Job:
     """Run until the step that dies, and return the job as the next start finds it."""
-    run = pipeline._begin(job)
+    run = begin(pipeline._tools, job)
     for step in steps:
         pipeline._enter(step, run)
         try:

@@ -21,7 +21,7 @@ def circumstances(*, active: bool, iothread: bool = False) -> Circumstances:
         read_only=False,
         shareable=False,
     )
-    return Circumstances(active=active, disk=disk)
+    return Circumstances(active=active, disks=(disk,))
 
 
 def test_a_guest_that_runs_is_captured_by_a_backup_job() -> None:
@@ -34,11 +34,14 @@ def test_a_guest_that_is_off_is_captured_offline() -> None:
 
 def test_a_disk_with_an_iothread_is_never_put_at_risk() -> None:
     """QEMU 7.2 aborts when the reader of such a disk's export dies."""
+    assert choose(circumstances(active=True, iothread=True)) == "overlay"
     with pytest.raises(CaptureFailed, match="iothread"):
-        choose(circumstances(active=True, iothread=True))
+        choose(circumstances(active=True, iothread=True), "backup")
 
 
-@pytest.mark.parametrize(("forced", "active"), [("backup", False), ("offline", True)])
+@pytest.mark.parametrize(
+    ("forced", "active"), [("backup", False), ("overlay", False), ("offline", True)]
+)
 def test_a_forced_method_that_cannot_serve_is_refused_with_its_reason(
     forced: str, active: bool
 ) -> None:

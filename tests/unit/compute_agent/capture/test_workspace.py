@@ -23,7 +23,7 @@ def directories(tmp_path: Path) -> Directories:
 def test_what_a_job_left_is_found_and_removed(directories: Directories) -> None:
     workspace = directories.of_job(str(uuid.uuid4()))
     workspace.make((os.getuid(), os.getgid()))
-    workspace.scratch_file.write_bytes(b"x")
+    workspace.scratch_file("vda").write_bytes(b"x")
     assert directories.leftovers() == [workspace]
     workspace.remove()
     workspace.remove()

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from common.qemu_img import QemuImgError, backing_chain
 from compute_agent.disks.nbd import NbdClient, NbdConnectionLost, NbdRefused
-from compute_agent.disks.qemu_img import QemuImgError, backing_chain
 from compute_agent.disks.qemu_nbd import QemuNbd, QemuNbdError
 
 MIB = 1 << 20

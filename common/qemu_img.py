@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """qemu-img as a bounded process that is never left to guess a format.
 
-Called by `capture` and `qemu_nbd`. Each call has a timeout and limits on memory
+Called by the agent's captures and by `flatten`. Each call has a timeout and limits on memory
 and processor time: an image may be made by a guest, and qemu-img parses it.
 """
 
@@ -27,6 +27,9 @@ _CHECK_TIMEOUT_S = 600
 _DESCRIBE_LIMITS = processutils.ProcessLimits(address_space=1 << 30, cpu_time=30)
 #: A check keeps every reference count in memory: 8 GiB are enough for 100 TiB of image.
 _CHECK_LIMITS = processutils.ProcessLimits(address_space=8 << 30, cpu_time=600)
+#: A merge writes as much as a guest wrote during a snapshot.
+_COMMIT_TIMEOUT_S = 3600
+_COMMIT_LIMITS = processutils.ProcessLimits(address_space=8 << 30, cpu_time=3600)
 
 #: Exit status of `qemu-img check`: errors found; leaks found (harmless, space wasted).
 _CHECK_CORRUPT, _CHECK_LEAKED = 2, 3
@@ -111,6 +114,42 @@ def create_overlay(path: Path, *, backing_file: Path, backing_format: str, size_
             *(os.fspath(path), str(size_bytes)),
         ],
         doing="making an overlay",
+    )
+
+
+def set_backing(path: Path, *, backing_file: Path, backing_format: str) -> None:
+    """Write into an image what it lies on, and nothing else. Raises QemuImgError."""
+    backing = os.path.abspath(os.fspath(backing_file))
+    run(
+        ["rebase", "-q", "-u", "-f", "qcow2", "-F", backing_format, "-b", backing, os.fspath(path)],
+        doing="tying an image to the one below it",
+    )
+
+
+def convert(source: Path, source_format: str, target: Path, target_format: str) -> None:
+    """Write an image and all it lies on as one whole. Raises QemuImgError."""
+    run(
+        [
+            *("convert", "-q", "-f", source_format, "-O", target_format),
+            *(os.fspath(source), os.fspath(target)),
+        ],
+        doing="making one image of several",
+        timeout_s=_COMMIT_TIMEOUT_S,
+        limits=_COMMIT_LIMITS,
+    )
+
+
+def commit(overlay: Path, *, base: Path) -> None:
+    """Write what a qcow2 overlay holds into the image right below it, which is named.
+
+    Nobody may have either open. Raises QemuImgError; then nothing is lost, and
+    it may be repeated.
+    """
+    run(
+        ["commit", "-q", "-f", "qcow2", "-d", "-b", os.fspath(base), os.fspath(overlay)],
+        doing="merging an overlay",
+        timeout_s=_COMMIT_TIMEOUT_S,
+        limits=_COMMIT_LIMITS,
     )
 
 

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs have an image for each disk, and can be cancelled."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import mysql
+
+#: MariaDB keeps whole seconds unless told otherwise.
+TIME = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Bring the schema here."""
+    with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("images", sa.JSON(), nullable=True))
+        batch_op.add_column(sa.Column("cancel_asked_at", TIME, nullable=True))
+    # MariaDB takes no default for a JSON column, so the old rows get theirs here.
+    jobs = sa.table("jobs", sa.column("images", sa.JSON()))
+    op.execute(jobs.update().values(images=[]))
+    with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.alter_column("images", existing_type=sa.JSON(), nullable=False)

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which snapshots can be increments, and what the next one is relative to.
+
+For each instance whose checkpoints are kept, one small file says which
+checkpoint goes with which images (its chain), and which checkpoint a running
+job has made (pending). `snapshot` asks for a plan, and settles or gives up.
+Whatever does not fit ends in a full snapshot that says why, never in an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import InstanceNotFound, StillframeError
+from common.glance import ImageNotFound, ImageService
+from common.messages import DiskImage
+from compute_agent.capture.base import CaptureTarget
+from compute_agent.guest.domain import Guest
+
+LOG = logging.getLogger(__name__)
+
+#: Checkpoints with other names are not ours. Short: the name is sent inside the pause.
+_PREFIX = "sf-"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """The newest image of one disk: what the next increment of it lies on."""
+
+    image_id: str
+    sha512: str
+    capacity_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A checkpoint and the images that hold what the disks were when it was made.
+
+    `length` is how many images lie below these; `xml` is what libvirt needs to
+    know the checkpoint again.
+    """
+
+    checkpoint: str
+    xml: str
+    length: int
+    links: dict[str, Link]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """The checkpoint that a running job has made."""
+
+    checkpoint: str
+    xml: str
+    job_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """All that is known of one instance."""
+
+    chain: Chain | None = None
+    pending: Pending | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class IncrementPlan:
+    """What a snapshot is relative to (`chain`, None: it is a full one), and why not, if asked."""
+
+    chain: Chain | None = None
+    why_full: str | None = None
+
+
+class Increments:
+    """The chains of this host's instances, one file each in `directory`."""
+
+    def __init__(self, directory: Path, images: ImageService, *, max_length: int) -> None:
+        self._directory = directory
+        self._images = images
+        self._max_length = max_length
+
+    def plan(
+        self, guest: Guest, targets: Sequence[CaptureTarget], *, method: str, image_format: str
+    ) -> IncrementPlan:
+        """Return whether the next snapshot of these disks can be an increment."""
+        chain = self._read(guest.uuid).chain
+        why = self._objection(guest, targets, chain, method, image_format)
+        if why is None:
+            return IncrementPlan(chain=chain)
+        LOG.info("A full snapshot, no increment: %s", why)
+        return IncrementPlan(why_full=why)
+
+    def begin(self, guest: Guest, targets: Sequence[CaptureTarget], job_id: str) -> None:
+        """Make the checkpoint that the snapshot after this one can be relative to.
+
+        Made before the pause, so it notes a few blocks too many, never too few.
+        """
+        self.give_up(guest)
+        name = f"{_PREFIX}{job_id.replace('-', '')[:8]}"
+        record = self._read(guest.uuid)
+        # Recorded first: a crash between the two leaves nothing that nobody knows of.
+        pending = Pending(checkpoint=name, xml="", job_id=job_id)
+        self._write(guest.uuid, dataclasses.replace(record, pending=pending))
+        try:
+            xml = guest.create_checkpoint(_checkpoint_xml(name, targets))
+        except StillframeError:
+            LOG.warning("A new checkpoint is refused; dropping the old ones and trying again")
+            self._drop(guest, keep=())
+            record = Record()
+            xml = guest.create_checkpoint(_checkpoint_xml(name, targets))
+        pending = dataclasses.replace(pending, xml=xml)
+        self._write(guest.uuid, dataclasses.replace(record, pending=pending))
+
+    def settle(
+        self, guest: Guest, job_id: str, images: Iterable[DiskImage], capacities: dict[str, int]
+    ) -> None:
+        """The job's images are published: its checkpoint is what the next one is relative to."""
+        record = self._read(guest.uuid)
+        if record.pending is None or record.pending.job_id != job_id:
+            return
+        made = list(images)
+        chain = Chain(
+            checkpoint=record.pending.checkpoint,
+            xml=record.pending.xml,
+            length=max(image.chain_length for image in made),
+            links={
+                image.disk: Link(
+                    image_id=image.image_id,
+                    sha512=image.sha512 or "",
+                    capacity_bytes=capacities[image.disk],
+                )
+                for image in made
+            },
+        )
+        self._write(guest.uuid, Record(chain=chain))
+        self._drop(guest, keep=(chain.checkpoint,))
+
+    def give_up(self, guest: Guest) -> None:
+        """Forget the checkpoint of a job that did not come to its end."""
+        record = self._read(guest.uuid)
+        if record.pending is not None:
+            guest.delete_checkpoint(record.pending.checkpoint)
+            self._write(guest.uuid, dataclasses.replace(record, pending=None))
+
+    def forget(self, guest: Guest) -> None:
+        """Forget the instance's chain and its checkpoints; the next snapshot is a full one."""
+        if self._path(guest.uuid).exists():
+            self._drop(guest, keep=())
+            self._path(guest.uuid).unlink(missing_ok=True)
+
+    def forget_instance(self, instance_uuid: str) -> None:
+        """Forget an instance that is gone."""
+        self._path(instance_uuid).unlink(missing_ok=True)
+
+    def pending_instances(self) -> list[str]:
+        """Return the instances with a checkpoint that a job had made, for recovery at start."""
+        if not self._directory.is_dir():
+            return []
+        names = sorted(path.stem for path in self._directory.glob("*.json"))
+        return [name for name in names if self._read(name).pending is not None]
+
+    def _objection(
+        self,
+        guest: Guest,
+        targets: Sequence[CaptureTarget],
+        chain: Chain | None,
+        method: str,
+        image_format: str,
+    ) -> str | None:
+        """Return why there can be no increment, or None."""
+        if method != "backup":
+            return f"method {method} reads whole disks"
+        if image_format != "qcow2":
+            return f"an image of format {image_format} cannot be an increment"
+        if chain is None:
+            return "there is no earlier snapshot with a checkpoint on this host"
+        if chain.length + 1 > self._max_length:
+            return f"{chain.length} increments lie on top of each other already"
+        sizes = {target.name: target.capacity_bytes for target in targets}
+        if {name: link.capacity_bytes for name, link in chain.links.items()} != sizes:
+            return "other disks, or other sizes, than at the last snapshot"
+        return self._lost_parent(chain) or self._lost_checkpoint(guest, chain)
+
+    def _lost_parent(self, chain: Chain) -> str | None:
+        for link in chain.links.values():
+            try:
+                image = self._images.show(link.image_id)
+            except ImageNotFound:
+                return "the last snapshot's image was deleted"
+            if image.status != "active" or link.sha512 not in (image.hash_value, ""):
+                return f"the last snapshot's image is {image.status}, or not what it was"
+        return None
+
+    def _lost_checkpoint(self, guest: Guest, chain: Chain) -> str | None:
+        if chain.checkpoint in guest.checkpoint_names():
+            return None
+        try:
+            guest.redefine_checkpoint(chain.xml)
+        except StillframeError:
+            return "the record of what has changed was lost"
+        return None
+
+    def _drop(self, guest: Guest, keep: Sequence[str]) -> None:
+        for name in guest.checkpoint_names():
+            if name.startswith(_PREFIX) and name not in keep:
+                guest.delete_checkpoint(name)
+
+    def _path(self, instance_uuid: str) -> Path:
+        return self._directory / f"{instance_uuid}.json"
+
+    def _read(self, instance_uuid: str) -> Record:
+        try:
+            found = json.loads(self._path(instance_uuid).read_text())
+        except FileNotFoundError:
+            return Record()
+        except ValueError:
+            LOG.warning("The record of instance %s's checkpoints is damaged", instance_uuid)
+            return Record()
+        return _record(found)
+
+    def _write(self, instance_uuid: str, record: Record) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        path = self._path(instance_uuid)
+        draft = path.with_suffix(".new")
+        with draft.open("w") as file:
+            json.dump(dataclasses.asdict(record), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+
+
+def give_up_all(increments: Increments, find: Callable[[str], Guest]) -> None:
+    """Forget, at start, every pending checkpoint; `find` returns the guest of an instance."""
+    for instance_uuid in increments.pending_instances():
+        try:
+            increments.give_up(find(instance_uuid))
+        except InstanceNotFound:
+            increments.forget_instance(instance_uuid)
+        except StillframeError as error:
+            LOG.warning("A checkpoint of instance %s stays for now: %s", instance_uuid, error)
+
+
+def _checkpoint_xml(name: str, targets: Sequence[CaptureTarget]) -> str:
+    checkpoint = ET.Element("domaincheckpoint")
+    ET.SubElement(checkpoint, "name").text = name
+    disks = ET.SubElement(checkpoint, "disks")
+    for target in targets:
+        ET.SubElement(disks, "disk", name=target.name, checkpoint="bitmap")
+    return ET.tostring(checkpoint, encoding="unicode")
+
+
+def _record(found: dict[str, Any]) -> Record:
+    chain, pending = found.get("chain"), found.get("pending")
+    return Record(
+        chain=Chain(
+            checkpoint=chain["checkpoint"],
+            xml=chain["xml"],
+            length=chain["length"],
+            links={name: Link(**link) for name, link in chain["links"].items()},
+        )
+        if chain
+        else None,
+        pending=Pending(**pending) if pending else None,
+    )

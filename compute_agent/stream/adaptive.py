@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A rate that gives way to the guest: down fast when its writes suffer, up slowly when not.
+
+Additive increase, multiplicative decrease, as in TCP. `watch` feeds it what
+libvirt counts of the guest's writes; it sets the job's own throttle.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from compute_agent.stream.throttle import Throttle
+
+LOG = logging.getLogger(__name__)
+
+_DOWN = 0.6
+_UP = 1.1
+#: Never slower: a snapshot that does not end keeps its scratch growing.
+_FLOOR_BYTES_S = 10 * 10**6
+#: Where a host without a limit begins to be slowed down from.
+_CEILING_BYTES_S = 1000 * 10**6
+#: Latencies below are no suffering, whatever they were before.
+_UNNOTICED_NS = 2_000_000
+_NS_PER_MS = 1e6
+
+
+class AdaptiveRate:
+    """Sets `throttle` between a floor and `ceiling_bytes_s` (0: 1 GB/s) by the guest's latency.
+
+    `usual_ns` is what a write of the guest takes when nothing disturbs it;
+    more than `factor` times that is suffering.
+    """
+
+    def __init__(
+        self, throttle: Throttle, *, ceiling_bytes_s: int, usual_ns: float, factor: float
+    ) -> None:
+        self._throttle = throttle
+        self._ceiling = float(ceiling_bytes_s or _CEILING_BYTES_S)
+        self._bearable_ns = max(usual_ns * factor, _UNNOTICED_NS)
+        self._rate = self._ceiling
+        self._throttle.set_rate(int(self._rate))
+
+    def observe(self, operations: int, total_ns: int) -> None:
+        """Take how many writes the guest made since the last look, and how long they took."""
+        latency_ns = total_ns / operations if operations > 0 else 0.0
+        suffers = latency_ns > self._bearable_ns
+        wanted = self._rate * (_DOWN if suffers else _UP)
+        rate = min(self._ceiling, max(min(_FLOOR_BYTES_S, self._ceiling), wanted))
+        if suffers and rate < self._rate:
+            LOG.info(
+                "The guest's writes take %.1f ms; reading slower, at %.0f MB/s",
+                latency_ns / _NS_PER_MS,
+                rate / 1e6,
+            )
+        self._rate = rate
+        self._throttle.set_rate(int(rate))

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks after a running job: whatever must end it, or slow it down, is seen within a second.
+
+A thread of the job's own calls each check in turn; one that raises stops the
+job with what it raised. Made by `snapshot` for the time in which the frozen
+view is open. Backup work must fail before the guest does.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from common import context
+from common.errors import CaptureFailed, JobCancelled, StillframeError
+from common.glance import ImageNotFound, ImageService
+from compute_agent.guest.domain import Guest, WriteLatency
+from compute_agent.jobs import Job
+from compute_agent.stream.adaptive import AdaptiveRate
+
+LOG = logging.getLogger(__name__)
+
+_INTERVAL_S = 0.4
+_JOIN_TIMEOUT_S = 10.0
+_GONE = frozenset({"deleted", "pending_delete", "killed"})
+
+Check = Callable[[], None]
+
+
+class Watch:
+    """Runs `checks` for a job until left; `with Watch(job, checks): ...`."""
+
+    def __init__(self, job: Job, checks: Iterable[Check], interval_s: float = _INTERVAL_S) -> None:
+        self._job = job
+        self._checks = tuple(checks)
+        self._interval_s = interval_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join(_JOIN_TIMEOUT_S)
+
+    def _run(self) -> None:
+        with context.bound(self._job.context):
+            while not self._over.wait(self._interval_s):
+                for check in self._checks:
+                    if not self._holds(check):
+                        return
+
+    def _holds(self, check: Check) -> bool:
+        try:
+            check()
+        except (JobCancelled, CaptureFailed) as error:
+            LOG.warning("Stopping job %s: %s", self._job.entry.job_id, error.message)
+            self._job.stop(error)
+            return False
+        except StillframeError as error:
+            LOG.debug("Not looked this time: %s", error)
+        except Exception:
+            LOG.exception("Job %s cannot be looked after in one respect", self._job.entry.job_id)
+            self._checks = tuple(one for one in self._checks if one is not check)
+        return True
+
+
+def image_is_wanted(images: ImageService, image_ids: Callable[[], Iterable[str]]) -> Check:
+    """Raise JobCancelled when one of the images is deleted: whoever does means to cancel."""
+
+    def check() -> None:
+        for image_id in image_ids():
+            try:
+                status = images.look(image_id).status
+            except ImageNotFound:
+                status = "deleted"
+            if status in _GONE:
+                raise JobCancelled("the image was deleted while the snapshot ran")
+
+    return check
+
+
+def space_is_left(files: Iterable[Path], min_free_bytes: int) -> Check:
+    """Raise CaptureFailed before the file system of a growing file is full."""
+    directories = {file.parent for file in files}
+
+    def check() -> None:
+        for directory in directories:
+            free = shutil.disk_usage(directory).free
+            if free < min_free_bytes:
+                LOG.error("%s has only %d MiB left", directory, free >> 20)
+                raise CaptureFailed(
+                    "the host ran out of space for what the instance overwrote during the "
+                    "snapshot; try again later, or when the instance writes less"
+                )
+
+    return check
+
+
+def guest_suffers(guest: Guest, rate: AdaptiveRate) -> Check:
+    """Slow the job down while the guest's own writes take much longer than they used to."""
+    last: list[WriteLatency] = []
+
+    def check() -> None:
+        now = guest.write_latency()
+        if last:
+            rate.observe(now.operations - last[0].operations, now.total_ns - last[0].total_ns)
+        last[:] = [now]
+
+    return check

@@ -66,7 +66,7 @@ class Agent:
         directories = _directories(settings)
         journal = Journal(Path(settings.state_path) / "journal.sqlite")
         images = ImageService(conf.glance.settings(settings))
-        increments = _increments(settings, images)
+        self.increments = _increments(settings, images)
         self.throttle = Throttle(settings.capture.bandwidth_limit * _MB)
         self.hypervisor = _hypervisor(settings)
         sentinel = Sentinel(settings.libvirt.connection_uri, budget_s=settings.capture.pause_budget)
@@ -77,7 +77,7 @@ class Agent:
             hypervisor=self.hypervisor,
             images=images,
             journal=journal,
-            increments=increments,
+            increments=self.increments,
             directories=directories,
             throttle=self.throttle,
             sentinel=sentinel,
@@ -129,6 +129,7 @@ class Agent:
         self.throttle.set_rate(settings.capture.bandwidth_limit * _MB)
         self.reporter.progress_interval_s = settings.agent.progress_interval
         self.announcer.interval_s = settings.report_interval
+        self.increments.max_length = settings.capture.max_increments
         self.pipeline.use(_snapshot_settings(settings))
 
 

@@ -84,7 +84,8 @@ class Increments:
     def __init__(self, directory: Path, images: ImageService, *, max_length: int) -> None:
         self._directory = directory
         self._images = images
-        self._max_length = max_length
+        #: Increments that may lie on top of each other; may be changed at any time.
+        self.max_length = max_length
 
     def plan(
         self, guest: Guest, targets: Sequence[CaptureTarget], *, method: str, image_format: str
@@ -181,7 +182,7 @@ class Increments:
             return f"an image of format {image_format} cannot be an increment"
         if chain is None:
             return "there is no earlier snapshot with a checkpoint on this host"
-        if chain.length + 1 > self._max_length:
+        if chain.length + 1 > self.max_length:
             return f"{chain.length} increments lie on top of each other already"
         sizes = {target.name: target.capacity_bytes for target in targets}
         if {name: link.capacity_bytes for name, link in chain.links.items()} != sizes:

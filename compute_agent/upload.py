@@ -8,10 +8,13 @@ Called by `publication`; it calls `common.glance` and the pump it is given.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
+from concurrent.futures import Future, wait
 
+from common import context
 from common.errors import StillframeError, VerifyFailed
 from common.glance import ImageNotFound, ImageRefused, ImageService, ImageServiceUnavailable
 from compute_agent.stream.pump import Digest, Pump, Stopped
@@ -22,6 +25,9 @@ _BACKOFF_S = (1.0, 3.0, 10.0, 30.0)
 #: How long Glance may take to notice that an upload broke off.
 _SETTLE_TIMEOUT_S = 30.0
 _SETTLE_LOOK_S = 1.0
+_LOOK_S = 0.2
+#: How long a stopped send may take to end by itself.
+_GIVE_UP_S = 0.5
 _CONFLICT = 409
 _GONE = frozenset({"deleted", "pending_delete", "killed"})
 
@@ -38,7 +44,7 @@ def upload(
         try:
             if attempt and _has_arrived(images, image_id, pump, stopped):
                 return pump.digest
-            images.upload(image_id, pump)
+            _send(images, image_id, pump, stopped)
             return pump.digest
         except (ImageServiceUnavailable, ImageRefused) as error:
             if attempt == retries or not _worth_repeating(error):
@@ -56,6 +62,30 @@ def upload(
             pump.end()
         _pause(wait_s, stopped)
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _send(images: ImageService, image_id: str, pump: Pump, stopped: threading.Event) -> None:
+    """Send in a thread of its own: Glance may stand still, and a stopped job must not wait for it.
+
+    The thread of a send that is given up ends with the bytes that it waits for,
+    or with the timeout of the upload.
+    """
+    sent: Future[None] = Future()
+
+    def send() -> None:
+        try:
+            with context.bound(caller) if caller else contextlib.nullcontext():
+                images.upload(image_id, pump)
+            sent.set_result(None)
+        except BaseException as error:  # it belongs to the one who waits, whatever it is
+            sent.set_exception(error)
+
+    caller = context.current()
+    threading.Thread(target=send, name="upload", daemon=True).start()
+    while not wait([sent], timeout=_LOOK_S).done:
+        if stopped.is_set() and not wait([sent], timeout=_GIVE_UP_S).done:
+            raise Stopped("the snapshot was told to stop")
+    sent.result()
 
 
 def verify(images: ImageService, image_id: str, digest: Digest) -> None:

@@ -71,6 +71,7 @@ Increments are still only made for requests that ask for them.
         "max_increments",
         default=7,
         min=1,
+        mutable=True,
         help="Increments that may lie on top of one full image; the next snapshot is full.",
     ),
     cfg.FloatOpt(
@@ -111,6 +112,7 @@ space because of a backup.
         "scratch_min_free",
         default=256,
         min=0,
+        mutable=True,
         help="""
 MiB that must stay free where a guest's overwritten (or, with method overlay,
 new) blocks are kept during a snapshot; with less, the snapshot is ended and

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.functional.meddler import Meddler
 from tools.stack import glance as glance_tools
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest, GuestWish, build_image, choose_accelerator
@@ -21,6 +24,8 @@ from tools.stack.guest import Guest, GuestWish, build_image, choose_accelerator
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".demo" / "cache"
 
+meddlers: dict[Path, Meddler] = {}
+SCRATCH_MIB = 1024
 _numbers = itertools.count(1)
 
 
@@ -66,12 +71,36 @@ def cloud(
         # Slow enough that a test can do something in the middle of an upload.
         extra_config="bandwidth_limit = 25",
     )
+    with small_file_system(cloud.directory / "scratch"), Meddler(cloud.glance.port) as meddler:
+        cloud.glance_endpoint = meddler.endpoint
+        meddlers[cloud.directory] = meddler
+        try:
+            cloud.start_parts()
+            cloud.start_daemons()
+            yield cloud
+        finally:
+            cloud.stop()
+
+
+@contextlib.contextmanager
+def small_file_system(path: Path) -> Iterator[None]:
+    """A tmpfs that a test can fill without harm to anybody else."""
+    path.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={SCRATCH_MIB}m", "tmpfs", str(path)], check=True
+    )
     try:
-        cloud.start_parts()
-        cloud.start_daemons()
-        yield cloud
+        yield
     finally:
-        cloud.stop()
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+@pytest.fixture
+def meddler(cloud: Cloud) -> Iterator[Meddler]:
+    """What stands between the daemons and Glance; passes everything on after the test."""
+    meddler = meddlers[cloud.directory]
+    yield meddler
+    meddler.behave()
 
 
 @pytest.fixture

@@ -96,6 +96,8 @@ class Cloud:
         self._options: list[str] = []
         self.rabbitmq = broker or RabbitMq(directory / "rabbitmq")
         self.glance = Glance(directory / "glance", cache / "venv-glance")
+        #: Where the daemons find the image service; a test may put something in between.
+        self.glance_endpoint = self.glance.endpoint
         self.libvirtd = Libvirtd(directory / "libvirt", cache)
         self.api = Process("stillframe-api", directory)
         self.agent = Process("stillframe-compute", directory)
@@ -200,7 +202,7 @@ class Cloud:
                 run=self.libvirtd.run,
                 port=self._api_port,
                 libvirt_uri=self.libvirtd.uri,
-                glance_endpoint=self.glance.endpoint,
+                glance_endpoint=self.glance_endpoint,
                 extra="\n".join([self._extra_config, *self._options]),
             )
         )

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 from tools.stack.libvirtd import Libvirtd
@@ -29,6 +30,8 @@ _DOMAIN = """\
       <stillframe:owner><stillframe:user uuid="demo">demo</stillframe:user>
         <stillframe:project uuid="{project}">{project}</stillframe:project></stillframe:owner>
       <stillframe:root type="image" uuid="{image_ref}"/>
+      <stillframe:image><stillframe:imageProperties>{properties}
+      </stillframe:imageProperties></stillframe:image>
     </stillframe:instance>
   </metadata>
   <memory unit='MiB'>256</memory><vcpu>1</vcpu>{iothreads}
@@ -69,6 +72,8 @@ class GuestWish:
     size_gib: int = 0
     extra_disks: int = 0
     iothread: bool = False
+    #: What its image says of it, as in Nova's metadata ("hw_qemu_guest_agent": "yes").
+    image_properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
     #: A disk of this path is used as it is, instead of one made over the image.
     disk: Path | None = None
 
@@ -186,6 +191,14 @@ class Guest:
         """Return libvirt's word for its state ("running", "paused", "shut off")."""
         return self._libvirtd.virsh("domstate", self.name).strip()
 
+    def wait_for_agent(self, timeout_s: float = 60.0) -> None:
+        """Wait until libvirt has a guest agent's end of the channel."""
+        deadline = time.monotonic() + timeout_s
+        while "state='connected'" not in self._libvirtd.virsh("dumpxml", self.name):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"guest {self.name} has no agent")
+            time.sleep(0.1)
+
     def destroy(self) -> None:
         """Cut its power."""
         self._libvirtd.virsh("destroy", self.name)
@@ -242,6 +255,10 @@ class Guest:
             project=wish.project,
             disk_gib=wish.size_gib or 1,
             image_ref=uuid.uuid5(uuid.NAMESPACE_URL, "stillframe-demo-image"),
+            properties="".join(
+                f'<stillframe:property name="{name}">{value}</stillframe:property>'
+                for name, value in wish.image_properties.items()
+            ),
             iothreads="<iothreads>1</iothreads>" if wish.iothread else "",
             boot="<boot dev='hd'/>" if wish.boot_from_disk else kernel,
             disks=disks,

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An increment holds what changed, flattened it is the disk, and doubt makes a full one."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.functional.snapshots import Asked, ask, leftovers, wait_for
+from tests.functional.test_snapshot import assert_sound
+from tools.stack.cloud import Cloud
+from tools.stack.guest import Guest
+from tools.stack.records import newest_record
+
+NewGuest = Callable[..., Guest]
+
+
+@pytest.fixture
+def guest(new_guest: NewGuest, agent_options: Callable[..., None]) -> Iterator[Guest]:
+    """A running guest whose checkpoints are kept."""
+    agent_options("checkpoints = true")
+    return new_guest()
+
+
+def increment(cloud: Cloud, guest: Guest) -> tuple[Asked, dict[str, Any]]:
+    """Ask for an increment; return it and what the job says of its image."""
+    asked = ask(cloud, guest, **{"stillframe:incremental": "true"})
+    job = asked.ended()
+    assert job["state"] == "done", job["reason"]
+    return asked, job["images"][0]
+
+
+def checkpoints(cloud: Cloud, guest: Guest) -> list[str]:
+    return cloud.libvirtd.virsh("checkpoint-list", guest.name, "--name").split()
+
+
+def flattened(cloud: Cloud, asked: Asked) -> Asked:
+    """Make a whole image of an increment, as an operator does."""
+    said = cloud.manage("image", "flatten", asked.image_id).stdout.split()
+    return Asked(cloud, asked.guest, said[1])
+
+
+def test_an_increment_is_small_and_its_flattened_image_is_the_disk(
+    cloud: Cloud, guest: Guest, new_guest: NewGuest, tmp_path: Path
+) -> None:
+    full, first = increment(cloud, guest)
+    assert first["parent_image_id"] is None
+    assert "no earlier snapshot" in first["why_full"]
+    for length in (1, 2):
+        guest.console.wait_for_beats(20)
+        before = guest.console.beats[-1][2]
+        asked, image = increment(cloud, guest)
+        assert image["chain_length"] == length
+        assert image["size_bytes"] < first["size_bytes"] / 2
+    record = asked.image()
+    assert record is not None
+    assert record["os_hidden"] is True
+    assert record["stillframe_parent"] == image["parent_image_id"]
+    whole = flattened(cloud, asked)
+    image_of_whole = whole.image()
+    assert image_of_whole is not None
+    assert image_of_whole["os_hidden"] is False
+    assert "stillframe_parent" not in image_of_whole
+    assert image_of_whole["owner"] == "demo"
+    assert newest_record(assert_sound(whole, tmp_path)) >= before
+    booted = new_guest(disk=whole.download(tmp_path), boot_from_disk=True)
+    wait_for(lambda: booted.console.beats[-1][2] > before, "records that go on", 60)
+    assert len(checkpoints(cloud, guest)) == 1, "the older ones are merged into the newest"
+    assert leftovers(cloud) == []
+    assert full.image() is not None
+
+
+def test_an_increment_of_several_disks_holds_each(
+    cloud: Cloud, new_guest: NewGuest, agent_options: Callable[..., None], tmp_path: Path
+) -> None:
+    agent_options("checkpoints = true", "disks = all")
+    guest = new_guest(extra_disks=1, options="pulse.mirror=/dev/vdb")
+    increment(cloud, guest)
+    guest.console.wait_for_beats(20)
+    asked = ask(cloud, guest, **{"stillframe:incremental": "true"})
+    job = asked.ended()
+    assert [image["chain_length"] for image in job["images"]] == [1, 1]
+    assert {image["disk"] for image in job["images"]} == {"vda", "vdb"}
+
+
+def test_without_being_asked_a_snapshot_is_whole(cloud: Cloud, guest: Guest) -> None:
+    increment(cloud, guest)
+    job = ask(cloud, guest).ended()
+    assert (job["images"][0]["parent_image_id"], job["images"][0]["why_full"]) == (None, None)
+
+
+def test_a_parent_that_was_deleted_makes_a_full_one(cloud: Cloud, guest: Guest) -> None:
+    parent, _ = increment(cloud, guest)
+    requests.delete(f"{cloud.glance.endpoint}/v2/images/{parent.image_id}", timeout=10)
+    _, image = increment(cloud, guest)
+    assert image["parent_image_id"] is None
+    assert "deleted" in image["why_full"]
+
+
+def test_a_bitmap_that_was_lost_makes_a_full_one(
+    cloud: Cloud, guest: Guest, tmp_path: Path
+) -> None:
+    """QEMU was killed: what it had not written down of the changes is lost."""
+    increment(cloud, guest)
+    pid = int((cloud.libvirtd.run / "qemu" / f"{guest.name}.pid").read_text())
+    subprocess.run(["kill", "-9", str(pid)], check=True)
+    wait_for(lambda: guest.state() == "shut off", "the guest to be off")
+    guest.start()
+    cloud.wait_for_instance(guest)
+    asked, image = increment(cloud, guest)
+    assert image["parent_image_id"] is None
+    assert "lost" in image["why_full"]
+    assert newest_record(assert_sound(asked, tmp_path)) > 0
+    _, image = increment(cloud, guest)
+    assert image["chain_length"] == 1, "it begins anew"
+
+
+def test_an_increment_after_a_stop_and_start_holds_what_changed(
+    cloud: Cloud, guest: Guest, tmp_path: Path
+) -> None:
+    increment(cloud, guest)
+    guest.shut_down()
+    cloud.wait_for_instance(guest, "SHUTOFF")
+    guest.start()
+    cloud.wait_for_instance(guest)
+    asked, image = increment(cloud, guest)
+    assert image["chain_length"] == 1
+    assert newest_record(assert_sound(flattened(cloud, asked), tmp_path)) > 0
+
+
+def test_a_disk_that_was_resized_makes_a_full_one(cloud: Cloud, guest: Guest) -> None:
+    increment(cloud, guest)
+    cloud.libvirtd.virsh("blockresize", guest.name, "vda", "1G")
+    _, image = increment(cloud, guest)
+    assert image["parent_image_id"] is None
+    assert "sizes" in image["why_full"]
+
+
+def test_a_job_that_fails_leaves_the_chain_as_it_was(cloud: Cloud, guest: Guest) -> None:
+    first, _ = increment(cloud, guest)
+    before = checkpoints(cloud, guest)
+    asked = ask(
+        cloud, guest, **{"stillframe:incremental": "true", "stillframe:bandwidth_limit": "1"}
+    )
+    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    cloud.agent.kill()
+    cloud.start_agent()
+    assert asked.ended()["state"] == "error"
+    assert checkpoints(cloud, guest) == before
+    _, image = increment(cloud, guest)
+    assert image["parent_image_id"] == first.image_id
+
+
+def test_a_chain_does_not_grow_for_ever(
+    cloud: Cloud, new_guest: NewGuest, agent_options: Callable[..., None]
+) -> None:
+    agent_options("checkpoints = true", "max_increments = 1")
+    guest = new_guest()
+    lengths = [increment(cloud, guest)[1]["chain_length"] for _ in range(4)]
+    assert lengths == [0, 1, 0, 1]
+
+
+def test_flattening_what_is_no_increment_says_so(cloud: Cloud, guest: Guest) -> None:
+    full, _ = increment(cloud, guest)
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        cloud.manage("image", "flatten", full.image_id)
+    assert "no increment" in failed.value.stderr

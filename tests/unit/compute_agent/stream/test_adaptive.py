@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rate gives way while the guest suffers and comes back when it does not."""
+
+from __future__ import annotations
+
+from compute_agent.stream.adaptive import AdaptiveRate
+from compute_agent.stream.throttle import Throttle
+
+MB = 10**6
+MS = 10**6
+
+
+def rate_of(throttle: Throttle, ceiling_mb: int = 200) -> AdaptiveRate:
+    return AdaptiveRate(throttle, ceiling_bytes_s=ceiling_mb * MB, usual_ns=3 * MS, factor=4.0)
+
+
+def test_it_begins_at_the_limit() -> None:
+    throttle = Throttle(0)
+    rate_of(throttle)
+    assert throttle.rate_bytes_s == 200 * MB
+
+
+def test_a_guest_that_suffers_slows_it_down_to_a_floor() -> None:
+    throttle = Throttle(0)
+    rate = rate_of(throttle)
+    rates = []
+    for _ in range(20):
+        rate.observe(operations=10, total_ns=10 * 50 * MS)
+        rates.append(throttle.rate_bytes_s)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] < 200 * MB
+    assert rates[-1] == 10 * MB, "a snapshot must end some time"
+
+
+def test_a_guest_that_has_recovered_gets_it_back_slowly() -> None:
+    throttle = Throttle(0)
+    rate = rate_of(throttle)
+    for _ in range(3):
+        rate.observe(operations=10, total_ns=10 * 50 * MS)
+    low = throttle.rate_bytes_s
+    rate.observe(operations=10, total_ns=10 * 3 * MS)
+    assert low < throttle.rate_bytes_s < 200 * MB
+    for _ in range(50):
+        rate.observe(operations=0, total_ns=0)
+    assert throttle.rate_bytes_s == 200 * MB
+
+
+def test_what_nobody_notices_is_no_suffering() -> None:
+    """4 times a tenth of a millisecond is still nothing."""
+    throttle = Throttle(0)
+    rate = AdaptiveRate(throttle, ceiling_bytes_s=200 * MB, usual_ns=0.1 * MS, factor=4.0)
+    rate.observe(operations=10, total_ns=10 * MS)
+    assert throttle.rate_bytes_s == 200 * MB
+
+
+def test_a_limit_below_the_floor_is_obeyed() -> None:
+    throttle = Throttle(0)
+    rate = rate_of(throttle, ceiling_mb=5)
+    rate.observe(operations=10, total_ns=10 * 50 * MS)
+    assert throttle.rate_bytes_s == 5 * MB

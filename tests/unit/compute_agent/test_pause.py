@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is frozen when, what is claimed of it, and that a thaw always follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from common.errors import CaptureFailed
+from compute_agent.guest.errors import HypervisorError
+from compute_agent.pause import Freeze, Limits, Pause, freeze_policy
+
+
+class Guest:
+    """Says what it is told to; notes what is done to it."""
+
+    uuid = "guest"
+
+    def __init__(self, *, frozen: int = 1, thawed: int = 1, agent: bool = True) -> None:
+        self.done: list[str] = []
+        self.frozen, self.thawed, self.agent = frozen, thawed, agent
+        self.freeze_fails = self.thaw_fails = False
+
+    def has_agent(self) -> bool:
+        return self.agent
+
+    def freeze(self, _timeout_s: float) -> int:
+        self.done.append("freeze")
+        if self.freeze_fails:
+            raise HypervisorError("no answer")
+        return self.frozen
+
+    def thaw(self, _timeout_s: float) -> int:
+        self.done.append("thaw")
+        if self.thaw_fails:
+            raise HypervisorError("no answer")
+        return self.thawed
+
+    def suspend(self) -> None:
+        self.done.append("suspend")
+
+    def resume(self) -> None:
+        self.done.append("resume")
+
+
+class Sentinel:
+    """Notes what it watches over."""
+
+    budget_s = 5.0
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        self.budgets: list[tuple[bool, float]] = []
+
+    def arm(self, _uuid: str, *, thaws: bool, budget_s: float) -> None:
+        self.guest.done.append("arm")
+        self.budgets.append((thaws, budget_s))
+
+    def disarm(self, _uuid: str) -> None:
+        self.guest.done.append("disarm")
+
+
+def pause_of(guest: Any, freeze: Freeze, *, suspends: bool = True) -> Pause:
+    sentinel: Any = Sentinel(guest)
+    return Pause(
+        guest, sentinel, suspends=suspends, freeze=freeze, limits=Limits(freeze_timeout_s=3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "properties", "policy"),
+    [
+        ("auto", {}, Freeze.NEVER),
+        ("auto", {"hw_qemu_guest_agent": "yes"}, Freeze.TRY),
+        ("auto", {"hw_qemu_guest_agent": "no"}, Freeze.NEVER),
+        ("auto", {"hw_qemu_guest_agent": "True", "os_require_quiesce": "yes"}, Freeze.REQUIRE),
+        ("auto", {"os_require_quiesce": "true"}, Freeze.REQUIRE),
+        ("never", {"os_require_quiesce": "yes"}, Freeze.NEVER),
+        ("required", {}, Freeze.REQUIRE),
+    ],
+)
+def test_the_policy_follows_the_request_then_the_image(
+    wanted: str, properties: dict[str, str], policy: Freeze
+) -> None:
+    assert freeze_policy(wanted, properties) is policy
+
+
+def test_the_sentinel_watches_from_before_the_freeze_until_after_the_thaw() -> None:
+    guest = Guest()
+    pause = pause_of(guest, Freeze.TRY)
+    pause.begin()
+    pause.end()
+    assert guest.done == ["arm", "freeze", "suspend", "resume", "thaw", "disarm"]
+    assert pause.froze
+    assert pause.freeze_ms is not None
+
+
+def test_a_freeze_without_a_stop_is_watched_over_too() -> None:
+    guest = Guest()
+    pause = pause_of(guest, Freeze.TRY, suspends=False)
+    pause.begin()
+    pause.end()
+    assert guest.done == ["arm", "freeze", "thaw", "disarm"]
+
+
+def test_what_had_thawed_by_itself_is_not_claimed_to_have_stayed_frozen() -> None:
+    pause = pause_of(Guest(frozen=2, thawed=1), Freeze.TRY)
+    pause.begin()
+    pause.end()
+    assert not pause.froze
+
+
+def test_a_freeze_that_was_not_answered_is_thawed_all_the_same() -> None:
+    guest = Guest()
+    guest.freeze_fails = True
+    pause = pause_of(guest, Freeze.TRY)
+    pause.begin()
+    assert guest.done == ["arm", "freeze", "thaw", "suspend"]
+    pause.end()
+    assert not pause.froze
+
+
+@pytest.mark.parametrize("guest", [Guest(agent=False), Guest(frozen=0)])
+def test_a_freeze_that_is_required_and_does_not_come_fails(guest: Guest) -> None:
+    pause = pause_of(guest, Freeze.REQUIRE)
+    with pytest.raises(CaptureFailed, match="must be frozen"):
+        pause.begin()
+    pause.undo()
+    assert "suspend" not in guest.done
+    assert guest.done[-1] == "disarm"
+
+
+def test_a_thaw_that_fails_leaves_the_sentinel_armed() -> None:
+    guest = Guest()
+    guest.thaw_fails = True
+    pause = pause_of(guest, Freeze.TRY)
+    pause.begin()
+    pause.end()
+    assert "disarm" not in guest.done
+    guest.thaw_fails = False
+    pause.undo()
+    assert guest.done[-2:] == ["thaw", "disarm"]
+
+
+def test_undoing_a_stop_resumes_first() -> None:
+    guest = Guest()
+    pause = pause_of(guest, Freeze.TRY)
+    pause.begin()
+    pause.undo()
+    assert guest.done[-3:] == ["resume", "thaw", "disarm"]

@@ -217,6 +217,9 @@ def _snapshot_settings(settings: cfg.ConfigOpts) -> Settings:
         adaptive=settings.capture.bandwidth_mode == "adaptive",
         latency_factor=settings.capture.latency_factor,
         image_format=settings.libvirt.snapshot_image_format,
+        compression=settings.libvirt.snapshot_compression_type
+        if settings.libvirt.snapshot_compression
+        else None,
         scratch_reserve_percent=settings.capture.scratch_reserve_percent,
         scratch_min_free_bytes=settings.capture.scratch_min_free * _MIB,
         upload_retries=settings.glance.num_retries,

@@ -25,7 +25,7 @@ from compute_agent.capture.base import Export
 from compute_agent.disks.nbd import ALLOCATION_CONTEXT, NbdClient
 from compute_agent.jobs import Job
 from compute_agent.stream.layouts import make_layout
-from compute_agent.stream.pump import Digest, Layout, Pump, Stopped
+from compute_agent.stream.pump import Digest, Layout, Paced, Pump, Stopped
 from compute_agent.stream.throttle import Throttles
 from compute_agent.teller import Teller
 from compute_agent.tools import Tools
@@ -145,12 +145,19 @@ class Publication:
         self._images.update(image.image_id, changes)
 
     def _layout(self, export: Export) -> Layout:
+        settings = self._tools.settings
+        if settings.compression:
+            LOG.info("Compressing disk %s: first pass", export.target)
         with self._open(export) as source:
             return make_layout(
-                source,
-                disk_format=self._tools.settings.image_format,
+                Paced(source, self._throttles().lease(self._job.stopped)),
+                disk_format=settings.image_format,
+                compression=settings.compression,
                 changes=export.changes,
             )
+
+    def _throttles(self) -> Throttles:
+        return Throttles(self._tools.throttle, self._job.throttle)
 
     def _open(self, export: Export) -> NbdClient:
         contexts = [ALLOCATION_CONTEXT, *([export.changes] if export.changes else [])]
@@ -169,7 +176,7 @@ class Publication:
         pump = Pump(
             functools.partial(self._open, export),
             layout,
-            throttle=Throttles(self._tools.throttle, self._job.throttle),
+            throttle=self._throttles(),
             stopped=self._job.stopped,
             on_progress=self._teller.tell,
         )

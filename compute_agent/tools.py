@@ -30,6 +30,8 @@ class Settings:
     adaptive: bool
     latency_factor: float
     image_format: str
+    #: "zlib" or "zstd"; None: images are not compressed.
+    compression: str | None
     scratch_reserve_percent: int
     scratch_min_free_bytes: int
     upload_retries: int

@@ -8,6 +8,7 @@ in use are 13 MB.
 
 from __future__ import annotations
 
+import heapq
 from array import array
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -153,6 +154,14 @@ def intersection(one: Runs, other: Runs) -> Runs:
             if current[0] + current[1] > end:
                 break
             current = next(others, None)
+    return found
+
+
+def union(one: Runs, other: Runs) -> Runs:
+    """Return the clusters that are in either."""
+    found = Runs()
+    for first, count in heapq.merge(one, other):
+        found.add(first, first + count)
     return found
 
 

@@ -24,7 +24,7 @@ from compute_agent.stream.extents import Source
 from compute_agent.stream.progress import Meter, Progress
 from compute_agent.stream.throttle import Throttle, Throttles
 
-__all__ = ["Digest", "Layout", "Progress", "Pump", "Stopped", "UnexpectedLength"]
+__all__ = ["Digest", "Layout", "Paced", "Progress", "Pump", "Stopped", "UnexpectedLength"]
 
 #: What each thread may be ahead of the next. Two seconds of the usual rate limit
 #: would be 400 MB; 16 MiB are enough to never wait for one another's system calls.
@@ -184,7 +184,7 @@ class _Pass:
     def _read(self) -> Iterator[Buffer]:
         self._source = source = self._open_source()
         try:
-            yield from self._layout.stream(_Paced(source, self._lease))
+            yield from self._layout.stream(Paced(source, self._lease))
         finally:
             source.close()
 
@@ -198,8 +198,8 @@ class _Pass:
             raise Stopped("the snapshot was told to stop")
 
 
-class _Paced:
-    """A source whose reads go through a throttle's lease."""
+class Paced:
+    """A source whose reads go through a throttle's lease; they end with Stopped."""
 
     def __init__(self, source: Source, lease: Takes) -> None:
         self.size_bytes = source.size_bytes
@@ -207,16 +207,20 @@ class _Paced:
         self._lease = lease
 
     def extents(self, context: str = ALLOCATION_CONTEXT) -> Iterator[Extent]:
+        """Yield the extents."""
         return self._source.extents(context)
 
     def read_in_order(self, pieces: Iterable[tuple[int, int]]) -> Iterator[bytearray]:
+        """Yield the data of each piece, as fast as it may be read."""
         for buffer in self._source.read_in_order(pieces):
             if not self._lease.take(len(buffer)):
                 raise Stopped("the snapshot was told to stop")
             yield buffer
 
     def abort(self) -> None:
+        """Break the connection."""
         self._source.abort()
 
     def close(self) -> None:
+        """Let go of it."""
         self._source.close()

@@ -15,11 +15,12 @@ Format: QEMU's docs/interop/qcow2.txt, version 3.
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import itertools
 import operator
 import struct
+import sys
+from array import array
 from collections.abc import Iterable, Iterator
 
 from compute_agent.stream.extents import (
@@ -37,49 +38,37 @@ _HEADER_BYTES = 104
 _SECTOR_BYTES = 512
 _REFCOUNT_ORDER = 4
 _REFCOUNTS_PER_BLOCK = CLUSTER_BYTES // 2
-#: Every cluster of the image is used exactly once.
-_FULL_REFCOUNT_BLOCK = b"\0\1" * _REFCOUNTS_PER_BLOCK
 _ENTRY_BYTES = 8
 _TABLE_ENTRIES = CLUSTER_BYTES // _ENTRY_BYTES
-_COPIED = 1 << 63
+#: In an entry: the cluster is used once, so it may be written in place.
+COPIED = 1 << 63
 #: An L2 entry without a cluster that hides the backing file.
 _ZERO_ENTRY = struct.pack(">Q", 1)
-_EXTENSION_BACKING_FORMAT = 0xE2792ACA
-_EXTENSION_END = 0
-_BACKING_NAME_MAX_BYTES = 1023
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Backing:
-    """The image that an increment lies on: its name as written into the file, and its format."""
-
-    name: str
-    format: str
+_NO_EXTENSIONS = bytes(8)
 
 
 class Qcow2Layout:
     """Lays out a cluster map; `length_bytes` is the image's exact length.
 
     The zero clusters of a map are written down: in an increment they hide what
-    lies below. `virtual_bytes` is the size
-    that a guest sees: the disk's, rounded up to whole sectors.
+    lies below. No backing file is named: Glance refuses images that name files.
+    `virtual_bytes` is the size that a guest sees: the disk's, rounded up to
+    whole sectors.
     """
 
     disk_format = "qcow2"
 
-    def __init__(self, cluster_map: ClusterMap, backing: Backing | None = None) -> None:
+    def __init__(self, cluster_map: ClusterMap) -> None:
         self._data = cluster_map.data
         self._zero = cluster_map.zero
         self._map = cluster_map
-        self._backing = backing
-        self.virtual_bytes = _round_up(cluster_map.size_bytes, _SECTOR_BYTES)
+        self.virtual_bytes = round_up(cluster_map.size_bytes, _SECTOR_BYTES)
         self.data_bytes = cluster_map.data_bytes
         self._l1_entries = max(1, -(-cluster_map.clusters // _TABLE_ENTRIES))
         self._l1_clusters = _clusters(self._l1_entries * _ENTRY_BYTES)
         self._l2_tables = sum(1 for _ in self._touched_tables())
         self._refcount_blocks, self._refcount_table_clusters = self._size_refcounts()
         self.length_bytes = self._length_clusters() * CLUSTER_BYTES
-        self._check_header()
 
     @classmethod
     def of(cls, source: Source) -> Qcow2Layout:
@@ -87,11 +76,9 @@ class Qcow2Layout:
         return cls(full_map(source))
 
     @classmethod
-    def increment_of(
-        cls, source: Source, bitmap_context: str, backing: Backing | None = None
-    ) -> Qcow2Layout:
-        """Lay out what changed in `source` by its dirty bitmap, on top of `backing`."""
-        return cls(increment_map(source, bitmap_context), backing)
+    def increment_of(cls, source: Source, bitmap_context: str) -> Qcow2Layout:
+        """Lay out what changed in `source` by its dirty bitmap."""
+        return cls(increment_map(source, bitmap_context))
 
     def stream(self, source: Source) -> Iterator[bytes | bytearray]:
         """Yield the image from its first byte to its last, reading `source` once, in order."""
@@ -100,6 +87,11 @@ class Qcow2Layout:
         yield from self._refcounts()
         yield from self._l1_table()
         yield from self._all_l2_tables()
+        yield from self._stream_data(source)
+
+    # What a layout with other clusters (`compressed`) does otherwise.
+
+    def _stream_data(self, source: Source) -> Iterator[bytes | bytearray]:
         last = 0
         for buffer in source.read_in_order(self._map.pieces()):
             last = len(buffer)
@@ -108,17 +100,33 @@ class Qcow2Layout:
             # The disk ends inside a cluster; the image does not.
             yield bytes(-last % CLUSTER_BYTES)
 
+    def _data_clusters(self) -> int:
+        """Return how many clusters of the image the data takes."""
+        return self._data.clusters
+
+    def _data_entries(self) -> Iterator[int]:
+        """Yield the L2 entry of each data cluster, in order."""
+        return itertools.count(self._data_at() | COPIED, CLUSTER_BYTES)
+
+    def _data_refcounts(self) -> Iterator[int]:
+        """Yield how often each cluster that the data takes is used."""
+        return itertools.repeat(1, self._data_clusters())
+
+    def _features(self) -> tuple[int, bytes]:
+        """Return the incompatible features and what the header holds beyond its usual length."""
+        return 0, b""
+
     # Where things lie.
 
     def _length_clusters(self) -> int:
-        return self._data_at() // CLUSTER_BYTES + self._data.clusters
+        return self._data_at() // CLUSTER_BYTES + self._data_clusters()
 
     def _size_refcounts(self) -> tuple[int, int]:
         """Return how many refcount blocks and table clusters it takes to count all, themselves too.
 
         Both grow with what they count, so grow them until they suffice.
         """
-        rest = 1 + self._l1_clusters + self._l2_tables + self._data.clusters
+        rest = 1 + self._l1_clusters + self._l2_tables + self._data_clusters()
         blocks = table = 1
         while True:
             needed = -(-(rest + blocks + table) // _REFCOUNTS_PER_BLOCK)
@@ -141,19 +149,14 @@ class Qcow2Layout:
 
     # What stands there.
 
-    def _check_header(self) -> None:
-        if self._backing and len(self._backing.name.encode()) > _BACKING_NAME_MAX_BYTES:
-            raise ValueError(f"a backing file's name has {_BACKING_NAME_MAX_BYTES} bytes at most")
-
     def _header(self) -> bytes:
-        extensions = _extensions(self._backing)
-        name = self._backing.name.encode() if self._backing else b""
+        features, beyond = self._features()
         header = struct.pack(
             ">IIQIIQIIQQIIQQQQII",
             _MAGIC,
             _VERSION,
-            _HEADER_BYTES + len(extensions) if name else 0,
-            len(name),
+            0,  # no backing file
+            0,
             CLUSTER_BITS,
             self.virtual_bytes,
             0,  # encryption
@@ -163,29 +166,30 @@ class Qcow2Layout:
             self._refcount_table_clusters,
             0,  # internal snapshots: how many
             0,  # and where
-            0,  # incompatible features
+            features,
             0,  # compatible features
             0,  # autoclear features
             _REFCOUNT_ORDER,
-            _HEADER_BYTES,
+            _HEADER_BYTES + len(beyond),
         )
-        return (header + extensions + name).ljust(CLUSTER_BYTES, b"\0")
+        return (header + beyond + _NO_EXTENSIONS).ljust(CLUSTER_BYTES, b"\0")
 
     def _refcount_table(self) -> Iterator[bytes]:
         start = self._refcount_blocks_at()
         return _table(range(start, self._l1_at(), CLUSTER_BYTES), self._refcount_table_clusters)
 
     def _refcounts(self) -> Iterator[bytes]:
-        full, rest = divmod(self._length_clusters(), _REFCOUNTS_PER_BLOCK)
-        for _ in range(full):
-            yield _FULL_REFCOUNT_BLOCK
-        if rest:
-            yield (b"\0\1" * rest).ljust(CLUSTER_BYTES, b"\0")
-        for _ in range(self._refcount_blocks - full - bool(rest)):
-            yield bytes(CLUSTER_BYTES)
+        counts = itertools.chain(
+            itertools.repeat(1, self._data_at() // CLUSTER_BYTES), self._data_refcounts()
+        )
+        for _ in range(self._refcount_blocks):
+            block = array("H", itertools.islice(counts, _REFCOUNTS_PER_BLOCK))
+            if sys.byteorder == "little":
+                block.byteswap()
+            yield block.tobytes().ljust(CLUSTER_BYTES, b"\0")
 
     def _l1_table(self) -> Iterator[bytes]:
-        places = itertools.count(self._l2_at() | _COPIED, CLUSTER_BYTES)
+        places = itertools.count(self._l2_at() | COPIED, CLUSTER_BYTES)
         entries = zip(self._touched_tables(), places, strict=False)
         entry = next(entries, None)
         for cluster in range(self._l1_clusters):
@@ -197,15 +201,13 @@ class Qcow2Layout:
             yield bytes(table)
 
     def _all_l2_tables(self) -> Iterator[bytes]:
-        place = self._data_at() | _COPIED
+        entries = self._data_entries()
         for _, parts in itertools.groupby(self._table_parts(), operator.itemgetter(0)):
             table = bytearray(CLUSTER_BYTES)
             for _, first, count, holds_data in parts:
                 at = first * _ENTRY_BYTES
                 if holds_data:
-                    places = range(place, place + count * CLUSTER_BYTES, CLUSTER_BYTES)
-                    struct.pack_into(f">{count}Q", table, at, *places)
-                    place += count * CLUSTER_BYTES
+                    struct.pack_into(f">{count}Q", table, at, *itertools.islice(entries, count))
                 else:
                     table[at : at + count * _ENTRY_BYTES] = _ZERO_ENTRY * count
             yield bytes(table)
@@ -235,16 +237,6 @@ def _cut(
             first += part
 
 
-def _extensions(backing: Backing | None) -> bytes:
-    """Return the header extensions: the backing file's format, so that nobody guesses it."""
-    end = struct.pack(">II", _EXTENSION_END, 0)
-    if backing is None:
-        return end
-    name = backing.format.encode()
-    head = struct.pack(">II", _EXTENSION_BACKING_FORMAT, len(name))
-    return head + name.ljust(_round_up(len(name), 8), b"\0") + end
-
-
 def _table(entries: range, clusters: int) -> Iterator[bytes]:
     """Yield a table of 8-byte entries, padded with zeros to whole clusters."""
     for cluster in range(clusters):
@@ -256,5 +248,6 @@ def _clusters(count_bytes: int) -> int:
     return -(-count_bytes // CLUSTER_BYTES)
 
 
-def _round_up(value: int, unit: int) -> int:
+def round_up(value: int, unit: int) -> int:
+    """Return the smallest multiple of `unit` that is not below `value`."""
     return -(-value // unit) * unit

@@ -131,6 +131,7 @@ def pipeline(stage: Stage, journal: Journal, tmp_path: Path) -> Pipeline:
                 adaptive=False,
                 latency_factor=4,
                 image_format="qcow2",
+                compression=None,
                 scratch_reserve_percent=0,
                 scratch_min_free_bytes=0,
                 upload_retries=0,

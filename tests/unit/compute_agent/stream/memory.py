@@ -17,7 +17,8 @@ class MemorySource:
     """Serves `content`; its block map tells the truth in grains of 512 bytes.
 
     `dirty` are (offset, length) stretches for DIRTY_CONTEXT. `gate`, if given,
-    is waited for before each read, until `abort`.
+    is waited for before each read, until `abort`. With `allocated` the map
+    calls everything data, zeros or not.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class MemorySource:
         *,
         dirty: Iterable[tuple[int, int]] = (),
         gate: threading.Event | None = None,
+        allocated: bool = False,
     ) -> None:
         self.size_bytes = len(content)
         self.closed = False
@@ -34,6 +36,7 @@ class MemorySource:
         self._content = content
         self._dirty = tuple(dirty)
         self._gate = gate
+        self._allocated = allocated
 
     def extents(self, context: str = ALLOCATION_CONTEXT) -> Iterator[Extent]:
         state = self._allocation if context == ALLOCATION_CONTEXT else self._is_dirty
@@ -57,6 +60,8 @@ class MemorySource:
         self.closed = True
 
     def _allocation(self, offset: int) -> int:
+        if self._allocated:
+            return 0
         return 0 if any(self._content[offset : offset + GRAIN_BYTES]) else STATE_HOLE | STATE_ZERO
 
     def _is_dirty(self, offset: int) -> int:

@@ -173,6 +173,15 @@ class JobProgress(Message):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PauseStamps(Message):
+    """QEMU's own times of a pause: vCPUs stopped, each backup job made, vCPUs running again."""
+
+    stopped_at: float
+    instants: tuple[float, ...] = ()
+    resumed_at: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureFigures(Message):
     """What a capture was like; the outcome's figures and the image's properties."""
 
@@ -182,6 +191,7 @@ class CaptureFigures(Message):
     pause_ms: float | None = None
     #: QEMU's own stamps prove that the instant lay inside the pause; None where nothing paused.
     instant_inside_pause: bool | None = None
+    stamps: PauseStamps | None = None
     freeze_ms: float | None = None
     #: Disks that were asked for and cannot be captured, with the reason of each.
     disks_left_out: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -291,6 +301,9 @@ class HostReport(Message):
     at: float
     hypervisor: Hypervisor | None = None
     instances: tuple[InstanceRecord, ...] | None = None
+    #: Jobs that the agent's journal holds open or whose outcome the API has not confirmed; goes
+    #: with the complete list. An accepted job that is missing here is one the agent has lost.
+    open_jobs: tuple[str, ...] | None = None
 
 
 def disk_image_id(root_image_id: str, disk: str) -> str:

@@ -34,7 +34,8 @@ CREATE TABLE IF NOT EXISTS entries (
     facts       TEXT NOT NULL DEFAULT '{}',
     outcome     TEXT,
     ended_at    REAL,
-    confirmed   INTEGER NOT NULL DEFAULT 0
+    confirmed   INTEGER NOT NULL DEFAULT 0,
+    unreleased  INTEGER NOT NULL DEFAULT 0
 )
 """
 
@@ -100,6 +101,20 @@ class Journal:
         """Record that the API has the outcome."""
         self._execute("UPDATE entries SET confirmed = 1 WHERE job_id = ?", job_id)
 
+    def mark_unreleased(self, job_id: str) -> None:
+        """Record that the job ends although its capture could not be ended."""
+        self._execute("UPDATE entries SET unreleased = 1 WHERE job_id = ?", job_id)
+
+    def mark_released(self, job_id: str) -> None:
+        """Record that nothing of the job is left on its guest."""
+        self._execute("UPDATE entries SET unreleased = 0 WHERE job_id = ?", job_id)
+
+    def unreleased(self) -> list[Entry]:
+        """Return the ended entries whose capture could not be ended, oldest first."""
+        return self._select(
+            _SELECT + " WHERE unreleased = 1 AND outcome IS NOT NULL ORDER BY accepted_at"
+        )
+
     def find(self, job_id: str) -> Entry | None:
         """Return one entry, ended or not."""
         return next(iter(self._select(_SELECT + " WHERE job_id = ?", job_id)), None)
@@ -121,7 +136,7 @@ class Journal:
 
     def _forget_old(self) -> None:
         self._execute(
-            "DELETE FROM entries WHERE confirmed = 1 AND ended_at < ?",
+            "DELETE FROM entries WHERE confirmed = 1 AND unreleased = 0 AND ended_at < ?",
             clock.epoch_s() - _REMEMBER_S,
         )
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 from common import clock
 from common.errors import CaptureFailed, StillframeError
+from common.messages import PauseStamps
 from compute_agent.guest.domain import Guest
 from compute_agent.sentinel import Sentinel
 
@@ -50,6 +51,15 @@ class Limits:
     """How long the guest may take to freeze or thaw, in seconds."""
 
     freeze_timeout_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """A stop that is over; without `stamps` QEMU did not tell, and the length is what we saw."""
+
+    pause_ms: float
+    instant_inside: bool | None = None
+    stamps: PauseStamps | None = None
 
 
 class Pause:
@@ -125,19 +135,24 @@ class Pause:
             self._thaw()
         self._disarm()
 
-    def proven(self) -> tuple[float | None, bool | None]:
-        """Return the stop's length in milliseconds, and whether the instant lay inside of it.
+    def proven(self) -> Stop | None:
+        """Return what the stop was like by QEMU's own stamps; None if there was none.
 
-        By QEMU's own stamps, which the capture's begin and end, and the begin
-        of each of QEMU's backup jobs, must lie between. (None, None) without a stop.
+        The capture's begin and end, and the begin of each of QEMU's backup
+        jobs, must lie between the two.
         """
         if not self.suspends:
-            return None, None
+            return None
         proof = self._guest.pause_since(self.began_at, _STAMPS_TIMEOUT_S)
         if proof is None:
-            return (self._resumed_at - self._suspended_at) * 1e3, None
-        inside = proof.instant_inside is not False and self._ended_at <= proof.resumed_at
-        return proof.pause_ms, inside
+            return Stop(pause_ms=(self._resumed_at - self._suspended_at) * 1e3)
+        return Stop(
+            pause_ms=proof.pause_ms,
+            instant_inside=proof.instant_inside is not False and self._ended_at <= proof.resumed_at,
+            stamps=PauseStamps(
+                stopped_at=proof.stopped_at, instants=proof.instants, resumed_at=proof.resumed_at
+            ),
+        )
 
     def _freeze(self) -> None:
         if not self._guest.has_agent():

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common import context
 from common.errors import InstanceNotFound, JobInterrupted, StillframeError
+from compute_agent import release
 from compute_agent.capture.workspace import Workspace
 from compute_agent.increments import give_up_all
 from compute_agent.jobs import Job, Jobs, Reports
@@ -41,6 +42,7 @@ class Recovery:
     ) -> None:
         self._undo = undo
         self._host = host
+        self._tools = tools
         self._journal = tools.journal
         self._jobs = jobs
         self._reports = reports
@@ -51,13 +53,14 @@ class Recovery:
     def start(self) -> None:
         """Put every open entry right."""
         entries = self._journal.open_entries()
-        begun = [entry for entry in entries if entry.step is not None]
-        not_put_right = [entry for entry in begun if not self._end(entry)]
+        self._give_back_earlier()
+        for entry in entries:
+            if entry.step is not None:
+                self._end(entry)
+        unreleased = self._journal.unreleased()
         # QEMU may still write into the scratch of a job that is open on its guest.
-        self._remove_leftovers(
-            keep=[self._directories.of_job(entry.job_id) for entry in not_put_right]
-        )
-        if not not_put_right:
+        self._remove_leftovers(keep=[self._directories.of_job(one.job_id) for one in unreleased])
+        if not unreleased:
             give_up_all(self._increments, self._hypervisor.guest)
         for entry in entries:
             if entry.step is None:
@@ -67,8 +70,20 @@ class Recovery:
     def stop(self, deadline: float) -> None:
         """Nothing runs."""
 
-    def _end(self, entry: Entry) -> bool:
-        """Put one entry right; False if that must be tried again at the next start."""
+    def _give_back_earlier(self) -> None:
+        """Try again what had ended although its guest could not be given back."""
+        for entry in self._journal.unreleased():
+            with context.bound(Job(entry, self._host, self._reports).context):
+                try:
+                    guest = self._hypervisor.guest(entry.request.instance.uuid)
+                    release.release_earlier(self._tools, guest)
+                except InstanceNotFound:
+                    self._journal.mark_released(entry.job_id)
+                except StillframeError as error:
+                    LOG.error("What job %s left must stay for now: %s", entry.job_id, error)
+
+    def _end(self, entry: Entry) -> None:
+        """Put one entry right and end its job."""
         job = Job(entry, self._host, self._reports)
         with context.bound(job.context):
             LOG.warning(
@@ -76,20 +91,9 @@ class Recovery:
                 entry.job_id,
                 entry.step,
             )
-            try:
-                was_published = self._undo(job)
-            except InstanceNotFound:
-                was_published = False
-            except StillframeError as error:
-                # The entry stays open, so the next start tries again; an agent
-                # that cannot reach libvirt would not have come this far.
-                LOG.error("Job %s could not be put right: %s", entry.job_id, error)
-                return False
-            if was_published:
-                job.finish(None)
-            else:
-                job.finish(JobInterrupted("the compute agent ended during the snapshot"))
-            return True
+            was_published = self._undo(job)
+            error = JobInterrupted("the compute agent ended during the snapshot")
+            job.finish(None if was_published else error)
 
     def _remove_leftovers(self, keep: list[Workspace]) -> None:
         in_use = self._hypervisor.disk_paths()

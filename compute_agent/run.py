@@ -52,15 +52,14 @@ class Run:
     closing: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
 
-def begin(tools: Tools, job: Job) -> Run:
+def begin(tools: Tools, job: Job, guest: Guest) -> Run:
     """Look at the instance and decide; nothing is done to it yet.
 
-    Raises InstanceNotFound, NoUsableDisk, CaptureFailed (no method serves) or
+    Raises NoUsableDisk, CaptureFailed (no method serves) or
     what stopped the job already.
     """
     job.raise_if_stopped()
     settings = tools.settings
-    guest = tools.hypervisor.guest(job.request.instance.uuid)
     domain, state = guest.describe(), guest.power_state()
     wanted = job.request.options.disks or settings.disks
     disks, left_out = description.wanted_disks(domain, wanted)

@@ -20,9 +20,7 @@ from collections.abc import Callable, Iterator
 from common.errors import CaptureFailed, InstanceNotFound, StillframeError
 from common.messages import CaptureFigures, DiskImage
 from common.states import TaskState
-from compute_agent import watch
-from compute_agent.capture import make
-from compute_agent.capture.base import Plan
+from compute_agent import release, watch
 from compute_agent.guest.domain import Guest
 from compute_agent.jobs import MB, Job
 from compute_agent.pause import Freeze
@@ -85,10 +83,10 @@ def publish(run: Run) -> None:
         )
 
 
-def release(run: Run) -> None:
+def give_back(run: Run) -> None:
     """Give back the capture: end the job, remove scratch and socket; keep the checkpoint."""
     run.closing.close()
-    run.capture.end()
+    release.end_capture(run)
     if run.keeps_checkpoint:
         capacities = {target.name: target.capacity_bytes for target in run.targets}
         run.tools.increments.settle(
@@ -101,37 +99,42 @@ def run_on(run: Run) -> None:
     run.pause.undo()
 
 
-def give_back(run: Run) -> None:
+def undo_all(run: Run) -> None:
     """Undo everything else: the guest's disk first, then whatever no image came of."""
     with contextlib.ExitStack() as undoing:
         undoing.callback(run.publication.discard)
         if run.keeps_checkpoint:
             undoing.callback(run.tools.increments.give_up, run.guest)
         undoing.callback(run.guest.run_on_after_io_error)
-        undoing.callback(run.capture.end)
+        undoing.callback(release.end_capture, run)
         run.closing.close()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step; `silent` ones lie inside the pause and are neither journalled nor told."""
+    """One step; `silent` ones lie inside the pause and are neither journalled nor told.
+
+    When a `final` one begins, the snapshot is made: whatever fails then is put
+    right later, and neither that nor a cancel takes the images away again.
+    """
 
     name: str
     run: Callable[[Run], None]
     undo: Callable[[Run], None] | None = None
     task_state: TaskState = TaskState.IMAGE_SNAPSHOT
     silent: bool = False
+    final: bool = False
 
 
 STEPS: tuple[Step, ...] = (
-    Step(name="prepare", run=prepare, undo=give_back),
+    Step(name="prepare", run=prepare, undo=undo_all),
     Step(name="pause", run=pause, undo=run_on),
     Step(name="capture", run=fix_instant, silent=True),
     Step(name="resume", run=resume, silent=True),
     Step(name="stream", run=stream, task_state=TaskState.IMAGE_UPLOADING),
     Step(name="verify", run=verify, task_state=TaskState.IMAGE_UPLOADING),
     Step(name="publish", run=publish, task_state=TaskState.IMAGE_UPLOADING),
-    Step(name="release", run=release, task_state=TaskState.IMAGE_UPLOADING),
+    Step(name="release", run=give_back, task_state=TaskState.IMAGE_UPLOADING, final=True),
 )
 
 #: Steps that a journal entry can name, i.e. whose begin is recorded.
@@ -151,7 +154,9 @@ class Pipeline:
     def run(self, job: Job) -> None:
         """Take the snapshot that `job` asks for, or undo all of it and raise why not."""
         try:
-            run = begin(self._tools, job)
+            guest = self._tools.hypervisor.guest(job.request.instance.uuid)
+            release.release_earlier(self._tools, guest)
+            run = begin(self._tools, job, guest)
         except BaseException:
             job.result.images = job.result.images or [root_image(job, "root")]
             Publication(self._tools, job).discard()
@@ -163,6 +168,9 @@ class Pipeline:
                 begun.append(step)
                 step.run(run)
         except BaseException:
+            if begun and begun[-1].final:
+                LOG.exception("The snapshot is made, but not everything could be given back")
+                return
             _undo(begun, run)
             if not begun:
                 run.publication.discard()
@@ -171,50 +179,54 @@ class Pipeline:
     def recover(self, job: Job) -> bool:
         """Put right what a crash left of `job`; return whether its image was published.
 
-        Raises InstanceNotFound if the instance is gone: so is what we did to it.
+        What cannot be put right now is marked, and tried again before the
+        instance's next job and at the next start.
         """
         entry, facts = job.entry, job.entry.facts
         job.result.images = [DiskImage.from_wire(image) for image in facts["images"]]
         was_published = entry.step == "release"
         try:
-            guest = self._tools.hypervisor.guest(job.request.instance.uuid)
-            self._put_right(job, guest, was_published=was_published)
-        finally:
-            if not was_published:
-                publication = Publication(self._tools, job)
-                if entry.step in ("stream", "verify", "publish"):
-                    publication.take_for_ours()
-                publication.discard()
-        if was_published and facts["figures"]:
+            self._put_right(job, was_published=was_published)
+        except InstanceNotFound:
+            LOG.info("The instance is gone, and what the job did to it")
+        except StillframeError as error:
+            LOG.error("Job %s could not be put right now: %s", entry.job_id, error)
+            self._tools.journal.mark_unreleased(entry.job_id)
+        if was_published:
             job.result.capture = CaptureFigures.from_wire(facts["figures"])
+        else:
+            publication = Publication(self._tools, job)
+            if entry.step in ("stream", "verify", "publish"):
+                publication.take_for_ours()
+            publication.discard()
         return was_published
 
-    def _put_right(self, job: Job, guest: Guest, *, was_published: bool) -> None:
+    def _put_right(self, job: Job, *, was_published: bool) -> None:
+        """Let the guest run and write if we had stopped it; then end the capture."""
         entry, facts = job.entry, job.entry.facts
+        guest = self._tools.hypervisor.guest(job.request.instance.uuid)
         if entry.step == "pause" and facts["suspends"]:
             LOG.warning("Resuming the guest that the interrupted job had paused")
             guest.resume()
         if entry.step == "pause" and facts["freezes"]:
             _thaw(guest, self._tools.settings.freeze_timeout_s)
-        targets = targets_of(facts)
-        workspace = self._tools.directories.of_job(entry.job_id)
-        plan = Plan(guest=guest, targets=targets, workspace=workspace)
-        make.by_method(facts["method"], plan).end()
-        guest.run_on_after_io_error()
-        if facts["keeps_checkpoint"]:
-            increments = self._tools.increments
-            if was_published:
-                capacities = {target.name: target.capacity_bytes for target in targets}
-                increments.settle(guest, entry.job_id, job.result.images, capacities)
-            else:
-                increments.give_up(guest)
+        release.give_back(self._tools, entry, guest)
+        if not facts["keeps_checkpoint"]:
+            return
+        increments = self._tools.increments
+        if was_published:
+            capacities = {target.name: target.capacity_bytes for target in targets_of(facts)}
+            increments.settle(guest, entry.job_id, job.result.images, capacities)
+        else:
+            increments.give_up(guest)
 
     def _enter(self, step: Step, run: Run) -> None:
         """Journal and tell that a step begins; inside the pause, only note the time."""
         run.job.begin_step(step.name)
         if step.silent:
             return
-        run.job.raise_if_stopped()
+        if not step.final:
+            run.job.raise_if_stopped()
         self._tools.journal.begin_step(run.job.entry.job_id, step.name, facts_of(run))
         run.job.tell(step.task_state)
 
@@ -296,12 +308,12 @@ def _thaw(guest: Guest, timeout_s: float) -> None:
 
 def _figures(run: Run) -> CaptureFigures:
     """Return what the capture was like, and say so in the log."""
-    pause_ms, inside = run.pause.proven()
-    if pause_ms is None:
+    stop = run.pause.proven()
+    if stop is None:
         LOG.info("Captured without a pause")
     else:
-        LOG.info("Guest resumed after %.1f ms (paused, captured, resumed)", pause_ms)
-        if not inside:
+        LOG.info("Guest resumed after %.1f ms (paused, captured, resumed)", stop.pause_ms)
+        if not stop.instant_inside:
             LOG.warning("QEMU's events do not prove that the instant lay inside the pause")
     if run.pause.freeze is Freeze.REQUIRE and not run.pause.froze:
         raise CaptureFailed("the instance's file systems did not stay frozen during the capture")
@@ -309,8 +321,9 @@ def _figures(run: Run) -> CaptureFigures:
         method=run.capture.method,
         consistency="filesystem" if run.pause.froze else run.consistency,
         captured_at=run.pause.began_at,
-        pause_ms=pause_ms,
-        instant_inside_pause=inside,
+        pause_ms=stop.pause_ms if stop else None,
+        instant_inside_pause=stop.instant_inside if stop else None,
+        stamps=stop.stamps if stop else None,
         freeze_ms=run.pause.freeze_ms,
         disks_left_out=run.left_out,
     )

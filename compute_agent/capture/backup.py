@@ -17,6 +17,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from common import qemu_img
+from common.errors import InstanceNotFound
 from compute_agent.capture import space
 from compute_agent.capture.base import Export, Plan
 from compute_agent.guest.errors import HypervisorError
@@ -51,7 +52,7 @@ class BackupCapture:
             scratch = self._workspace.scratch_file(target.name)
             qemu_img.create_scratch(scratch, target.capacity_bytes)
             os.chown(scratch, *space.owner_of(target.path))
-        space.flush(target.path for target in targets)
+        space.flush([target.path for target in targets])
 
     def begin(self) -> None:
         """Begin the job: the instant is QEMU's `transaction` inside this call.
@@ -87,7 +88,10 @@ class BackupCapture:
 
     def end(self) -> None:
         """End our job if it is still open, and remove scratch and socket."""
-        self._end_job()
+        try:
+            self._end_job()
+        except InstanceNotFound:
+            LOG.debug("The instance is gone, and its backup job with it")
         self._workspace.remove()
 
     def backup_xml(self) -> str:

@@ -51,7 +51,7 @@ class OverlayCapture:
                 size_bytes=target.capacity_bytes,
             )
             os.chown(overlay, *space.owner_of(target.path))
-        space.flush(target.path for target in targets)
+        space.flush([target.path for target in targets])
 
     def begin(self) -> None:
         """Switch the guest over: the instant is QEMU's `transaction` inside this call."""

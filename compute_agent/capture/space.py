@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from common.errors import CaptureFailed
@@ -46,7 +46,7 @@ def require_space(needs: Iterable[tuple[Path, int]], reserve_percent: int) -> No
             )
 
 
-def flush(paths: Iterable[str]) -> None:
+def flush(paths: Collection[str]) -> None:
     """Write the images' dirty pages out, twice.
 
     A stop flushes the images inside the pause. The first round lets the guest

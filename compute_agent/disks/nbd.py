@@ -20,11 +20,12 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from common.errors import JobFailed
+from compute_agent.disks.receiver import Read, Receiver
 
 ALLOCATION_CONTEXT = "base:allocation"
 #: Flags of `base:allocation`.
@@ -95,16 +96,8 @@ class _Chunk(NamedTuple):
     length: int
 
 
-class _Read(NamedTuple):
-    """A read in flight and the buffer that it fills."""
-
-    cookie: int
-    offset: int
-    buffer: bytearray
-
-
 class NbdClient:
-    """A connection to one export; not thread-safe, except for `abort`.
+    """A connection to one export; for one thread, except for `abort`.
 
     `size_bytes` is the export's size. `contexts` are the meta contexts to
     negotiate; each must be offered. Every operation on the socket is bounded by
@@ -166,24 +159,29 @@ class NbdClient:
         """Yield the data of each (offset, length) in bytes, in order, several reads in flight.
 
         A piece may be `max_read_bytes` long at the most. Abandoning the
-        iterator leaves replies behind: only `close` is sensible then.
+        iterator breaks the connection: only `close` is sensible then.
         """
         waiting = iter(pieces)
-        in_flight: collections.deque[_Read] = collections.deque()
-        finished: set[int] = set()
-        self._fill(waiting, in_flight)
-        while in_flight:
-            while in_flight[0].cookie not in finished:
-                self._receive_data(in_flight, finished)
-            first = in_flight.popleft()
-            finished.discard(first.cookie)
-            yield first.buffer
-            self._fill(waiting, in_flight)
+        reads: collections.deque[Read] = collections.deque()
+        with Receiver(self._receive_data, self.abort) as receiver:
+            self._fill(waiting, reads, receiver)
+            while reads:
+                first = reads.popleft()
+                receiver.wait_for(first)
+                yield first.buffer
+                self._fill(waiting, reads, receiver)
 
     def abort(self) -> None:
-        """Break the connection from another thread: whatever waits on it fails at once."""
+        """Break the connection from another thread: whatever waits on it fails at once.
+
+        Also at the server's end. A QEMU that waits for room in the socket does not
+        see the break as long as what it sent lies there unread, and whoever ends
+        the backup job then makes its main loop, and so the guest, wait for us.
+        """
         with contextlib.suppress(OSError):  # already gone: nothing waits on it
             self._socket.shutdown(socket.SHUT_RDWR)
+            while self._socket.recv(_RECEIVE_BUFFER_BYTES, socket.MSG_DONTWAIT):
+                pass
 
     def close(self) -> None:
         """Say goodbye, if there is still somebody who listens, and close the socket."""
@@ -267,33 +265,38 @@ class NbdClient:
     # Transmission.
 
     def _fill(
-        self, waiting: Iterator[tuple[int, int]], in_flight: collections.deque[_Read]
+        self,
+        waiting: Iterator[tuple[int, int]],
+        reads: collections.deque[Read],
+        receiver: Receiver,
     ) -> None:
-        total = sum(len(read.buffer) for read in in_flight)
-        while total < _IN_FLIGHT_BYTES and len(in_flight) < _IN_FLIGHT_REQUESTS:
+        total = sum(len(read.buffer) for read in reads)
+        while total < _IN_FLIGHT_BYTES and len(reads) < _IN_FLIGHT_REQUESTS:
             piece = next(waiting, None)
             if piece is None:
                 return
             offset, length = piece
             if length > self.max_read_bytes:
                 raise ValueError(f"a read has {self.max_read_bytes} bytes at most, not {length}")
-            buffer = bytearray(length)
-            in_flight.append(_Read(self._request(_CMD_READ, offset, length), offset, buffer))
+            read = Read(self._next_cookie(), offset, bytearray(length))
+            receiver.expect(read)
+            self._request(_CMD_READ, offset, length, read.cookie)
+            reads.append(read)
             total += length
 
-    def _receive_data(self, in_flight: collections.deque[_Read], finished: set[int]) -> None:
+    def _receive_data(self, in_flight: Mapping[int, Read]) -> int | None:
+        """Receive one reply's part into its buffer; return its cookie if that was the last part."""
         chunk = self._receive_chunk()
-        read = next((one for one in in_flight if one.cookie == chunk.cookie), None)
+        read = in_flight.get(chunk.cookie)
         if read is None:
             raise NbdProtocolError("the NBD server answered a request that was never made")
         if chunk.kind == _CHUNK_DATA:
             self._receive_data_into(read, chunk.length)
         else:
             self._receive(chunk.length)  # a hole: its part of the buffer is zero already
-        if chunk.done:
-            finished.add(chunk.cookie)
+        return chunk.cookie if chunk.done else None
 
-    def _receive_data_into(self, read: _Read, length: int) -> None:
+    def _receive_data_into(self, read: Read, length: int) -> None:
         start = struct.unpack(">Q", self._receive(8))[0] - read.offset
         size = length - 8
         if start < 0 or size < 0 or start + size > len(read.buffer):
@@ -303,7 +306,8 @@ class NbdClient:
     def _block_status(self, offset: int, context: str) -> list[tuple[int, int]]:
         """Return [(length, flags), ...] from `offset` on; at least one, none of length 0."""
         length = min(_BLOCK_STATUS_BYTES, self.size_bytes - offset)
-        cookie = self._request(_CMD_BLOCK_STATUS, offset, length)
+        cookie = self._next_cookie()
+        self._request(_CMD_BLOCK_STATUS, offset, length, cookie)
         found: list[tuple[int, int]] = []
         done = False
         while not done:
@@ -334,11 +338,12 @@ class NbdClient:
             raise NbdReadFailed(f"export {self._name!r} cannot be read: {os.strerror(number)}")
         return _Chunk(kind, bool(flags & _CHUNK_DONE), cookie, length)
 
-    def _request(self, command: int, offset: int, length: int) -> int:
+    def _next_cookie(self) -> int:
         self._cookie += 1
-        head = struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, command, self._cookie, offset, length)
-        self._send(head)
         return self._cookie
+
+    def _request(self, command: int, offset: int, length: int, cookie: int = 0) -> None:
+        self._send(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, command, cookie, offset, length))
 
     def _send(self, data: bytes) -> None:
         try:

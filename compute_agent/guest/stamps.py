@@ -31,11 +31,18 @@ class Stamp:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PauseProof:
-    """A pause as QEMU saw it; `instant_inside` None if no backup job was seen to begin."""
+    """A pause as QEMU saw it; `instants` are the times at which its backup jobs began."""
 
     stopped_at: float
+    instants: tuple[float, ...]
     resumed_at: float
-    instant_inside: bool | None
+
+    @property
+    def instant_inside(self) -> bool | None:
+        """Whether every backup job began inside the pause; None if none was seen to begin."""
+        if not self.instants:
+            return None
+        return self.stopped_at <= min(self.instants) and max(self.instants) <= self.resumed_at
 
     @property
     def pause_ms(self) -> float:
@@ -80,17 +87,17 @@ class Recorder:
 
 
 def pause_proof(stamps: list[Stamp]) -> PauseProof | None:
-    """Return the first whole STOP..RESUME among `stamps`, and whether the backups began in it."""
+    """Return the first whole STOP..RESUME among `stamps`, and when the backups began."""
     stopped = next((s.at for s in stamps if s.event == "STOP"), None)
     if stopped is None:
         return None
     resumed = next((s.at for s in stamps if s.event == "RESUME" and s.at >= stopped), None)
     if resumed is None:
         return None
-    began = [s.at for s in stamps if s.event == "JOB_STATUS_CHANGE" and _is_backup_begin(s)]
-    inside = all(stopped <= at <= resumed for at in began) if began else None
-    return PauseProof(stopped_at=stopped, resumed_at=resumed, instant_inside=inside)
+    instants = tuple(s.at for s in stamps if _is_backup_begin(s))
+    return PauseProof(stopped_at=stopped, instants=instants, resumed_at=resumed)
 
 
 def _is_backup_begin(stamp: Stamp) -> bool:
-    return stamp.job_status == "created" and (stamp.job_id or "").startswith("backup-")
+    is_created = stamp.event == "JOB_STATUS_CHANGE" and stamp.job_status == "created"
+    return is_created and (stamp.job_id or "").startswith("backup-")

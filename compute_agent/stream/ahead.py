@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 LOG = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ _JOIN_TIMEOUT_S = 5.0
 class Ahead:
     """Iterates `produce`'s buffers; an error raised there is raised here.
 
+    `produce` is run, and closed when nobody takes anything any more, in the thread.
     At most `limit_bytes` (and one buffer) are ready and not yet taken. While
     it waits, `check` is called several times a second; it may raise. `end`
     must be called, whatever happens.
@@ -30,7 +32,7 @@ class Ahead:
 
     def __init__(
         self,
-        produce: Iterator[Buffer],
+        produce: Generator[Buffer, None, None],
         *,
         limit_bytes: int,
         check: Callable[[], None],
@@ -82,9 +84,10 @@ class Ahead:
 
     def _run(self) -> None:
         try:
-            for buffer in self._produce:
-                if not self._put(buffer):
-                    break
+            with contextlib.closing(self._produce) as buffers:
+                for buffer in buffers:
+                    if not self._put(buffer):
+                        break
         except BaseException as error:  # it belongs to the consumer, whatever it is
             self._error = error
         finally:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol
 
 from common.errors import JobCancelled, JobFailed
@@ -178,17 +178,17 @@ class _Pass:
         self._hasher.end()
         self._reader.end()
 
-    def _ahead(self, produce: Iterator[Buffer], name: str) -> Ahead:
+    def _ahead(self, produce: Generator[Buffer, None, None], name: str) -> Ahead:
         return Ahead(produce, limit_bytes=_AHEAD_BYTES, check=self._raise_if_stopped, name=name)
 
-    def _read(self) -> Iterator[Buffer]:
+    def _read(self) -> Generator[Buffer, None, None]:
         self._source = source = self._open_source()
         try:
             yield from self._layout.stream(Paced(source, self._lease))
         finally:
             source.close()
 
-    def _hashed(self) -> Iterator[Buffer]:
+    def _hashed(self) -> Generator[Buffer, None, None]:
         for buffer in self._reader:
             self._hash.update(buffer)
             yield buffer

@@ -50,10 +50,17 @@ class Meddler:
         #: Uploads wait here, neither read nor answered, while it is cleared.
         self.flows = threading.Event()
         self.flows.set()
-        #: So many answers about images that have a hash tell another one.
+        #: Of so many images, the first ones asked about with a hash, another hash is told.
         self.wrong_hashes = 0
+        self._lied_about: set[str] = set()
         #: Images are deleted as soon as they have arrived.
         self.loses_images = False
+
+    def lies_about(self, image_id: str) -> bool:
+        """Tell whether another hash is told of an image; the same to everybody who asks."""
+        if len(self._lied_about) < self.wrong_hashes:
+            self._lied_about.add(image_id)
+        return image_id in self._lied_about
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -140,11 +147,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _meddled(self, body: bytes) -> bytes:
-        is_image = self.command == "GET" and re.fullmatch(r"/v2/images/[0-9a-f-]+", self.path)
-        if self.owner.wrong_hashes <= 0 or not is_image:
+        asked = re.fullmatch(r"/v2/images/([0-9a-f-]+)", self.path)
+        if not self.owner.wrong_hashes or self.command != "GET" or not asked:
             return body
         image: dict[str, Any] = json.loads(body)
-        if not image.get("os_hash_value"):
+        if not image.get("os_hash_value") or not self.owner.lies_about(asked[1]):
             return body
-        self.owner.wrong_hashes -= 1
         return json.dumps({**image, "os_hash_value": "0" * 128}).encode()

@@ -33,6 +33,18 @@ def assert_untouched(cloud: Cloud, guest: Guest) -> None:
     wait_for(lambda: guest.console.beats[-1][2] > before, "a record written afterwards", 30)
 
 
+def assert_stamps_prove_the_instant(capture: dict[str, Any]) -> None:
+    """QEMU's own times are kept on the job: stopped, its backup job made, running again."""
+    if capture["pause_ms"] is None:
+        assert capture["stamps"] is None
+        return
+    stamps = capture["stamps"]
+    assert len(stamps["instants"]) == (1 if capture["method"] == "backup" else 0)
+    times = [stamps["stopped_at"], *stamps["instants"], stamps["resumed_at"]]
+    assert times == sorted(times)
+    assert capture["pause_ms"] == pytest.approx((times[-1] - times[0]) * 1e3)
+
+
 def newest(beat: Guest) -> int:
     """Return the newest record that the guest has told us of."""
     beat.console.wait_for_beats(2)
@@ -61,6 +73,7 @@ def test_a_forced_method_is_one_gapless_instant(
     assert job["capture"]["method"] == method
     assert job["capture"]["instant_inside_pause"] is (True if pause == "always" else None)
     assert (job["capture"]["pause_ms"] is None) == (pause == "never")
+    assert_stamps_prove_the_instant(job["capture"])
     assert sha256(guest_image / "disk.qcow2") == base_before
     assert_untouched(cloud, running_guest)
 

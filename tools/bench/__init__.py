@@ -1,2 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks on real parts: `python3 -m tools.bench snapshot --help`."""
+"""Benchmarks on real parts: `python -m tools.bench --help`; docs/benchmarks.md tells what counts.
+
+cases.py    what is measured: disks, guests, methods, how often
+ways/       the methods: ours, Nova's, the physical limits, stops
+run.py      rounds in shuffled order, each method between two bare PUTs
+stage.py    one case's guests on the private cloud
+measure.py  counters of processes, threads and directories
+figures.py  from samples to rows and ratios: pure
+report.py   the table for people, the goals
+plot.py     the picture
+pause.py    the other benchmark: how long guests stand still, by disk and host settings
+"""

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -199,7 +199,7 @@ def test_the_producer_stays_within_its_bound_ahead_of_the_consumer() -> None:
     made: list[int] = []
     enough = threading.Event()
 
-    def produce() -> Iterator[bytes]:
+    def produce() -> Generator[bytes, None, None]:
         for number in range(100):
             made.append(number)
             if number == 4:
@@ -214,6 +214,22 @@ def test_the_producer_stays_within_its_bound_ahead_of_the_consumer() -> None:
         assert sum(len(buffer) for buffer in ahead) == 1000
     finally:
         ahead.end()
+
+
+def test_a_producer_that_nobody_takes_from_any_more_is_closed() -> None:
+    closed = threading.Event()
+
+    def produce() -> Generator[bytes, None, None]:
+        try:
+            while True:
+                yield bytes(10)
+        finally:
+            closed.set()
+
+    ahead = Ahead(produce(), limit_bytes=40, check=lambda: None, name="stream-test")
+    next(ahead)
+    ahead.end()
+    assert closed.is_set(), "its connection to the disk is closed, whoever still refers to it"
 
 
 class Recorder(BaseHTTPRequestHandler):

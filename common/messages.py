@@ -19,11 +19,14 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from common.errors import MalformedMessage
-from common.states import JobKind, JobState, PowerState
+from common.states import ENDED, JobKind, JobState, PowerState
 
 #: The agents' topic (server = host) and the API's.
 COMPUTE_TOPIC = "stillframe-compute"
 API_TOPIC = "stillframe-api"
+
+#: MB/s: what no job's limit is above.
+LIMIT_MAX = 1_000_000
 
 #: Newest version of both interfaces; minor versions only add.
 RPC_VERSION = "1.1"
@@ -63,7 +66,7 @@ class InstanceRef(Message):
 class SnapshotOptions(Message):
     """What a request may choose; None means the agent's configuration decides.
 
-    Raises MalformedMessage for a word that is not one of CHOICES, or a negative limit.
+    Raises MalformedMessage for a word that is not one of CHOICES, or a limit that is none.
     """
 
     CHOICES: typing.ClassVar[dict[str, tuple[str, ...]]] = {
@@ -239,6 +242,12 @@ class JobOutcome(Message):
     accepted_at: float
     finished_at: float
 
+    def __post_init__(self) -> None:
+        if self.state not in ENDED:
+            raise MalformedMessage(f"JobOutcome.state must be an end, not {str(self.state)!r}")
+        if self.state is JobState.DONE:
+            _require_uuid("JobOutcome.image_id", self.image_id)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Flavor(Message):
@@ -326,6 +335,8 @@ def _require_uuid(name: str, value: str) -> None:
 def _require_limit(name: str, limit: int | None) -> None:
     if limit is not None and limit < 0:
         raise MalformedMessage(f"{name} must not be negative, not {limit!r}")
+    if limit is not None and limit > LIMIT_MAX:
+        raise MalformedMessage(f"{name} must not be above {LIMIT_MAX}")
 
 
 def _encode(value: Any) -> Any:

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from importlib import metadata as distribution
 
 from common import clock, context
@@ -42,6 +43,7 @@ class Announcer:
         interval_s: float,
         full_every: int,
         default_owner: Owner | None,
+        open_jobs: Callable[[], tuple[str, ...]],
     ) -> None:
         self._client = client
         self._hypervisor = hypervisor
@@ -49,6 +51,7 @@ class Announcer:
         self.interval_s = interval_s
         self._full_every = full_every
         self._default_owner = default_owner
+        self._open_jobs = open_jobs
         self._started_at = clock.epoch_s()
         self._changed = threading.Event()
         self._stopping = threading.Event()
@@ -103,6 +106,7 @@ class Announcer:
                 at=clock.epoch_s(),
                 hypervisor=self._hypervisor.info() if complete else None,
                 instances=self._instances() if complete else None,
+                open_jobs=self._open_jobs() if complete else None,
             )
             self._client.cast(context.new(), "host_report", report=report.to_wire())
         except StillframeError as error:

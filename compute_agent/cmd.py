@@ -84,7 +84,7 @@ class Agent:
             settings=_snapshot_settings(settings),
         )
         self.pipeline = snapshot.Pipeline(tools)
-        jobs = Jobs(
+        self.jobs = jobs = Jobs(
             self.pipeline.run,
             host=settings.host,
             limit=settings.max_concurrent_snapshots,
@@ -95,9 +95,9 @@ class Agent:
             self.pipeline.recover, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter
         )
         server = _server(settings, transport, endpoint)
-        self.announcer = _announcer(settings, client, self.hypervisor)
+        self.announcer = _announcer(settings, client, self.hypervisor, journal)
         self.hypervisor.on_change = self.announcer.changed
-        self.hypervisor.on_undefined = jobs.instance_deleted
+        self.hypervisor.on_undefined = self._instance_deleted
         self.hypervisor.on_io_error = jobs.instance_out_of_space
         # In this order they start; in the reverse they stop: first no more
         # messages, last the way to tell how things ended.
@@ -121,16 +121,25 @@ class Agent:
         """Tell whether the working loops run (systemd's watchdog asks)."""
         return all(part.alive() for part in (self.hypervisor, self.reporter, self.announcer))
 
+    def _instance_deleted(self, instance_uuid: str) -> None:
+        self.jobs.instance_deleted(instance_uuid)
+        self.increments.forget_instance(instance_uuid)
+
     def reload(self) -> None:
         """Read the mutable options again and pass them on; running jobs go on."""
         settings = self._settings
-        settings.mutate_config_files()
+        conf.read_again(settings)
+        # Everything is read before anything is obeyed: a value that cannot be changes nothing.
+        rate_bytes_s = settings.capture.bandwidth_limit * _MB
+        progress_s, report_s = settings.agent.progress_interval, settings.report_interval
+        max_increments = settings.capture.max_increments
+        snapshots = _snapshot_settings(settings)
         oslo_log.setup(settings, "stillframe")
-        self.throttle.set_rate(settings.capture.bandwidth_limit * _MB)
-        self.reporter.progress_interval_s = settings.agent.progress_interval
-        self.announcer.interval_s = settings.report_interval
-        self.increments.max_length = settings.capture.max_increments
-        self.pipeline.use(_snapshot_settings(settings))
+        self.throttle.set_rate(rate_bytes_s)
+        self.reporter.progress_interval_s = progress_s
+        self.announcer.interval_s = report_s
+        self.increments.max_length = max_increments
+        self.pipeline.use(snapshots)
 
 
 def _only_agent_of(state_path: Path, host: str) -> IO[str]:
@@ -171,14 +180,12 @@ def _increments(settings: cfg.ConfigOpts, images: ImageService) -> Increments:
 def _server(
     settings: cfg.ConfigOpts, transport: rpc.Transport, endpoint: Endpoint
 ) -> rpc.RpcService:
-    return rpc.RpcService(
-        transport.server(
-            topic=COMPUTE_TOPIC,
-            host=settings.host,
-            version=RPC_VERSION,
-            endpoint=endpoint,
-            on_refused=endpoint.refuse_unknown,
-        )
+    return transport.service(
+        topic=COMPUTE_TOPIC,
+        host=settings.host,
+        version=RPC_VERSION,
+        endpoint=endpoint,
+        on_refused=endpoint.refuse_unknown,
     )
 
 
@@ -190,7 +197,9 @@ def _hypervisor(settings: cfg.ConfigOpts) -> Hypervisor:
     )
 
 
-def _announcer(settings: cfg.ConfigOpts, client: rpc.Client, hypervisor: Hypervisor) -> Announcer:
+def _announcer(
+    settings: cfg.ConfigOpts, client: rpc.Client, hypervisor: Hypervisor, journal: Journal
+) -> Announcer:
     project_id = settings.agent.default_project_id
     owner = None
     if project_id:
@@ -203,6 +212,7 @@ def _announcer(settings: cfg.ConfigOpts, client: rpc.Client, hypervisor: Hypervi
         interval_s=settings.report_interval,
         full_every=settings.agent.full_report_every,
         default_owner=owner,
+        open_jobs=journal.open_job_ids,
     )
 
 

@@ -92,7 +92,8 @@ class Endpoint:
             return None
 
     def _accept(self, caller: context.RequestContext, request: SnapshotRequest) -> None:
-        if request.deadline is not None and request.deadline < clock.epoch_s():
+        is_late = request.deadline is not None and request.deadline < clock.epoch_s()
+        if is_late and self._journal.find(request.job_id) is None:
             error = DeadlinePassed("the request reached the compute agent after its deadline")
             LOG.error("Refused job %s: %s", request.job_id, error)
             self._refuse(caller, request.to_wire(), error)

@@ -78,6 +78,14 @@ class IncrementPlan:
     why_full: str | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What came of a new checkpoint: was it made, and do the older ones still stand?"""
+
+    checkpoint_made: bool
+    chain_stands: bool
+
+
 class Increments:
     """The chains of this host's instances, one file each in `directory`."""
 
@@ -98,10 +106,12 @@ class Increments:
         LOG.info("A full snapshot, no increment: %s", why)
         return IncrementPlan(why_full=why)
 
-    def begin(self, guest: Guest, targets: Sequence[CaptureTarget], job_id: str) -> None:
+    def begin(self, guest: Guest, targets: Sequence[CaptureTarget], job_id: str) -> Begun:
         """Make the checkpoint that the snapshot after this one can be relative to.
 
         Made before the pause, so it notes a few blocks too many, never too few.
+        An instance that takes none (an old qcow2, libvirt's own snapshots) only
+        loses its increments.
         """
         self.give_up(guest)
         name = f"{_PREFIX}{job_id.replace('-', '')[:8]}"
@@ -109,15 +119,22 @@ class Increments:
         # Recorded first: a crash between the two leaves nothing that nobody knows of.
         pending = Pending(checkpoint=name, xml="", job_id=job_id)
         self._write(guest.uuid, dataclasses.replace(record, pending=pending))
+        chain_stands = True
         try:
             xml = guest.create_checkpoint(_checkpoint_xml(name, targets))
         except StillframeError:
             LOG.warning("A new checkpoint is refused; dropping the old ones and trying again")
-            self._drop(guest, keep=())
-            record = Record()
-            xml = guest.create_checkpoint(_checkpoint_xml(name, targets))
+            chain_stands, record = False, Record()
+            try:
+                self._drop(guest, keep=())
+                xml = guest.create_checkpoint(_checkpoint_xml(name, targets))
+            except StillframeError as error:
+                LOG.warning("The instance takes no checkpoint, so no increments: %s", error)
+                self._write(guest.uuid, record)
+                return Begun(checkpoint_made=False, chain_stands=False)
         pending = dataclasses.replace(pending, xml=xml)
         self._write(guest.uuid, dataclasses.replace(record, pending=pending))
+        return Begun(checkpoint_made=True, chain_stands=chain_stands)
 
     def settle(
         self, guest: Guest, job_id: str, images: Iterable[DiskImage], capacities: dict[str, int]

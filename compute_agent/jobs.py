@@ -57,6 +57,8 @@ class Job:
         #: This job's own bound on what it reads, below the host's.
         limit = entry.request.options.bandwidth_limit or 0
         self.throttle = Throttle(limit * MB)
+        #: And what is left of that while the guest's own writes suffer; 0 is no bound.
+        self.courtesy = Throttle(0)
         self._host = host
         self._reports = reports
         self._steps: list[StepTime] = []
@@ -160,8 +162,10 @@ class Jobs:
         #: Entries of each instance: the first is at work (or waits for a thread).
         self._by_instance: dict[str, deque[Entry]] = {}
         self._running: dict[str, Job] = {}
-        #: Jobs that were cancelled before they began, and why.
-        self._cancelled: dict[str, StillframeError] = {}
+        #: Jobs that were cancelled, and so have ended, before they began.
+        self._cancelled: set[str] = set()
+        #: Limits of their own that jobs got before they began, in MB/s.
+        self._limits: dict[str, int] = {}
         self._stopping = False
 
     def start(self) -> None:
@@ -179,17 +183,15 @@ class Jobs:
         """Ask a job to end, whether it runs or waits; False if it does neither here."""
         with self._lock:
             job = self._running.get(job_id)
-            if job is None and any(
-                entry.job_id == job_id
-                for waiting in self._by_instance.values()
-                for entry in waiting
-            ):
-                self._cancelled[job_id] = why
-                return True
-        if job is None:
-            return False
-        job.stop(why)
-        return True
+            waiting = self._waiting(job_id) if job is None else None
+            if waiting is not None:
+                self._cancelled.add(job_id)
+        if job is not None:
+            job.stop(why)
+        elif waiting is not None:
+            # Its turn may be hours away; nothing was done for it that needs undoing.
+            self._end_unbegun(waiting, why)
+        return job is not None or waiting is not None
 
     def instance_deleted(self, instance_uuid: str) -> None:
         """End what is done for an instance that was deleted."""
@@ -206,12 +208,15 @@ class Jobs:
         )
 
     def adjust(self, job_id: str, bandwidth_limit: int) -> bool:
-        """Give a running job another limit, in MB/s; False if it does not run here."""
+        """Give a job another limit, in MB/s; False if it neither runs nor waits here."""
         with self._lock:
             job = self._running.get(job_id)
+            is_waiting = job is None and self._waiting(job_id) is not None
+            if is_waiting:
+                self._limits[job_id] = bandwidth_limit
         if job is not None:
             job.adjust(bandwidth_limit)
-        return job is not None
+        return job is not None or is_waiting
 
     def stop(self, deadline: float) -> None:
         """Begin no more jobs, wait for the running ones, then interrupt what is left."""
@@ -234,13 +239,31 @@ class Jobs:
         if not self._stopping:
             self._pool.submit(self._work, entry)
 
+    def _waiting(self, job_id: str) -> Entry | None:
+        """Return the entry of a job that waits; the lock is held, the job does not run."""
+        entries = (entry for waiting in self._by_instance.values() for entry in waiting)
+        found = next((entry for entry in entries if entry.job_id == job_id), None)
+        return None if job_id in self._cancelled else found
+
+    def _end_unbegun(self, entry: Entry, why: StillframeError) -> None:
+        job = Job(entry, self._host, self._reports)
+        with context.bound(job.context):
+            LOG.info("Job %s ends before it began: %s", entry.job_id, why.message)
+            job.finish(why)
+
     def _work(self, entry: Entry) -> None:
         job = Job(entry, self._host, self._reports)
         with self._lock:
-            self._running[entry.job_id] = job
-            why = self._cancelled.pop(entry.job_id, None)
-        if why is not None:
-            job.stop(why)
+            is_cancelled = entry.job_id in self._cancelled
+            self._cancelled.discard(entry.job_id)
+            limit = self._limits.pop(entry.job_id, None)
+            if not is_cancelled:
+                self._running[entry.job_id] = job
+        if is_cancelled:
+            self._take_next(entry)
+            return
+        if limit is not None:
+            job.adjust(limit)
         try:
             with context.bound(job.context):
                 job.finish(self._outcome_error(job))

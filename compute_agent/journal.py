@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sqlite3
 import threading
 from collections.abc import Mapping
@@ -19,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from common import clock
+from common.errors import MalformedMessage
 from common.messages import JobOutcome, SnapshotRequest
+
+LOG = logging.getLogger(__name__)
 
 #: Ended jobs are remembered this long, so that a late duplicate is not run again.
 _REMEMBER_S = 7 * 24 * 3600
@@ -88,6 +92,20 @@ class Journal:
             job_id,
         )
 
+    def note(self, job_id: str, **facts: Any) -> None:
+        """Record facts that have changed within a step."""
+        entry = self.find(job_id)
+        if entry is not None and entry.step is not None:
+            self.begin_step(job_id, entry.step, {**entry.facts, **facts})
+
+    def open_job_ids(self) -> tuple[str, ...]:
+        """Return the jobs that have no outcome yet, or one that the API does not know yet."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT job_id FROM entries WHERE outcome IS NULL OR confirmed = 0"
+            ).fetchall()
+        return tuple(job_id for (job_id,) in rows)
+
     def finish(self, outcome: JobOutcome) -> None:
         """Record how the job ended; it stays until `confirm`."""
         self._execute(
@@ -147,7 +165,16 @@ class Journal:
     def _select(self, query: str, *values: Any) -> list[Entry]:
         with self._lock:
             rows = self._db.execute(query, values).fetchall()
-        return [_entry(row) for row in rows]
+        return [entry for row in rows if (entry := _readable(row)) is not None]
+
+
+def _readable(row: tuple[Any, ...]) -> Entry | None:
+    """One row that another version wrote otherwise must not keep the agent from its work."""
+    try:
+        return _entry(row)
+    except (MalformedMessage, TypeError, ValueError):
+        LOG.exception("Job %s in the journal cannot be read; it is left alone", row[0])
+        return None
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from common import clock
 from common.errors import CaptureFailed, StillframeError
 from common.messages import PauseStamps
+from common.states import PowerState
 from compute_agent.guest.domain import Guest
 from compute_agent.sentinel import Sentinel
 
@@ -101,12 +102,14 @@ class Pause:
         """Freeze and suspend, as far as this run does; raise CaptureFailed if a freeze must and
         does not succeed."""
         freezes = self.freeze is not Freeze.NEVER
-        if freezes or self.suspends:
-            self._armed = True
-            budget_s = self._sentinel.budget_s + (self._limits.freeze_timeout_s if freezes else 0)
-            self._sentinel.arm(self._guest.uuid, thaws=freezes, budget_s=budget_s)
         if freezes:
+            self._arm(self._sentinel.budget_s + self._limits.freeze_timeout_s)
             self._freeze()
+        # Whoever paused the guest since it was looked at means it.
+        self.suspends = self.suspends and self._guest.power_state() is PowerState.RUNNING
+        if freezes or self.suspends:
+            # Anew after a freeze: a guest agent that was slow has used up the time.
+            self._arm(self._sentinel.budget_s)
         self.began_at = clock.epoch_s()
         self._suspended_at = time.monotonic()
         self._stands = self.suspends
@@ -153,6 +156,11 @@ class Pause:
                 stopped_at=proof.stopped_at, instants=proof.instants, resumed_at=proof.resumed_at
             ),
         )
+
+    def _arm(self, budget_s: float) -> None:
+        self._armed = True
+        thaws = self.freeze is not Freeze.NEVER
+        self._sentinel.arm(self._guest.uuid, thaws=thaws, budget_s=budget_s)
 
     def _freeze(self) -> None:
         if not self._guest.has_agent():

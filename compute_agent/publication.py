@@ -44,6 +44,11 @@ class Publication:
         #: Images whose data is ours: whatever they hold, we may delete them.
         self._begun: set[str] = set()
 
+    def require_queued(self) -> None:
+        """Raise JobCancelled or ImageRefused, before the guest is touched, if there is no use."""
+        with _deletion_cancels():
+            self._require_queued(self._all[0])
+
     def describe(self) -> None:
         """Write on the records what is known before the first byte; make those that are missing.
 
@@ -90,14 +95,15 @@ class Publication:
     def publish(self) -> None:
         """Write the verified hash onto the images: whoever restores one can check again."""
         for image in self._all:
+            self._require_parent(image)
             with _deletion_cancels():
                 self._images.update(image.image_id, {"stillframe_sha512": image.sha512})
 
     def discard(self) -> None:
         """Delete the images that did not come to be; the API does it if Glance is away now.
 
-        One that is active though none of its data is ours is left alone: the
-        cast may have named an image that was never this job's.
+        One that has data though none of it is ours is left alone: the cast may
+        have named an image that was never this job's.
         """
         for image in self._all:
             try:
@@ -124,10 +130,26 @@ class Publication:
         suffix = f" ({image.disk})"
         self._images.duplicate_record(root.image_id, image.image_id, suffix, properties)
 
-    def _describe(self, image: DiskImage) -> None:
+    def _require_queued(self, image: DiskImage) -> None:
         status = self._images.show(image.image_id).status
         if status != "queued":
             raise ImageRefused(f"the image is {status}; a snapshot needs one that is queued", 409)
+
+    def _require_parent(self, image: DiskImage) -> None:
+        """An increment without what it lies on is nothing."""
+        if image.parent_image_id is None:
+            return
+        try:
+            status = self._images.show(image.parent_image_id).status
+        except ImageNotFound:
+            status = "deleted"
+        if status != "active":
+            raise VerifyFailed(
+                f"the image that this increment lies on is {status}; ask for the snapshot again"
+            )
+
+    def _describe(self, image: DiskImage) -> None:
+        self._require_queued(image)
         changes: dict[str, object] = {
             "disk_format": self._tools.settings.image_format,
             "container_format": "bare",
@@ -157,7 +179,7 @@ class Publication:
             )
 
     def _throttles(self) -> Throttles:
-        return Throttles(self._tools.throttle, self._job.throttle)
+        return Throttles(self._tools.throttle, self._job.throttle, self._job.courtesy)
 
     def _open(self, export: Export) -> NbdClient:
         contexts = [ALLOCATION_CONTEXT, *([export.changes] if export.changes else [])]
@@ -205,12 +227,15 @@ class Publication:
         with _deletion_cancels():
             self._images.duplicate_record(old, new, "", {})
             self._note(at, image_id=new)
+            # Whoever finds the job interrupted must know of this one too.
+            known = [image.to_wire() for image in self._all]
+            self._tools.journal.note(self._job.entry.job_id, images=known)
             self._describe(self._all[at])
             self._images.delete(old)
         LOG.warning("Image %s takes the place of %s", new, old)
 
     def _discard(self, image_id: str) -> None:
-        if image_id in self._begun or self._images.show(image_id).status != "active":
+        if image_id in self._begun or self._images.show(image_id).status == "queued":
             self._images.delete(image_id)
 
     def _note(self, at: int, **known: object) -> None:

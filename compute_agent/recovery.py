@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common import context
-from common.errors import InstanceNotFound, JobInterrupted, StillframeError
+from common.errors import InstanceNotFound, JobInterrupted
 from compute_agent import release
 from compute_agent.capture.workspace import Workspace
 from compute_agent.increments import give_up_all
@@ -79,8 +79,8 @@ class Recovery:
                     release.release_earlier(self._tools, guest)
                 except InstanceNotFound:
                     self._journal.mark_released(entry.job_id)
-                except StillframeError as error:
-                    LOG.error("What job %s left must stay for now: %s", entry.job_id, error)
+                except Exception:
+                    LOG.exception("What job %s left must stay for now", entry.job_id)
 
     def _end(self, entry: Entry) -> None:
         """Put one entry right and end its job."""
@@ -91,7 +91,13 @@ class Recovery:
                 entry.job_id,
                 entry.step,
             )
-            was_published = self._undo(job)
+            try:
+                was_published = self._undo(job)
+            except Exception:
+                # The journal may be another version's; the others must still get their turn.
+                LOG.exception("Job %s could not be put right", entry.job_id)
+                self._journal.mark_unreleased(entry.job_id)
+                was_published = entry.step == "release"
             error = JobInterrupted("the compute agent ended during the snapshot")
             job.finish(None if was_published else error)
 

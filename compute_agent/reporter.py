@@ -138,7 +138,8 @@ class Reporter:
         self._outcome_due = False
         delivered = False
         try:
-            delivered = all(self._deliver(entry) for entry in self._journal.unconfirmed())
+            # Each for itself: one that the API cannot take must not keep the others waiting.
+            delivered = all([self._deliver(entry) for entry in self._journal.unconfirmed()])
         finally:
             self._failures = 0 if delivered else self._failures + 1
             self._outcome_due = self._outcome_due or not delivered
@@ -152,6 +153,10 @@ class Reporter:
         except StillframeError as error:
             with context.bound(request_context):
                 LOG.warning("The outcome of job %s waits for the API: %s", entry.job_id, error)
+            return False
+        except Exception:
+            with context.bound(request_context):
+                LOG.exception("The API cannot take the outcome of job %s", entry.job_id)
             return False
         self._journal.confirm(entry.job_id)
         return True

@@ -38,6 +38,7 @@ class Run:
     job: Job
     tools: Tools
     guest: Guest
+    plan: Plan
     capture: Capture
     targets: tuple[CaptureTarget, ...]
     left_out: dict[str, str]
@@ -50,6 +51,11 @@ class Run:
     began: float = dataclasses.field(default_factory=time.monotonic)
     exports: tuple[Export, ...] = ()
     closing: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+
+    def read_everything(self) -> None:
+        """Make it a full snapshot: what an increment would be relative to is lost."""
+        self.plan = dataclasses.replace(self.plan, since=None)
+        self.capture = make.by_method(self.capture.method, self.plan)
 
 
 def begin(tools: Tools, job: Job, guest: Guest) -> Run:
@@ -82,6 +88,7 @@ def begin(tools: Tools, job: Job, guest: Guest) -> Run:
         job=job,
         tools=tools,
         guest=guest,
+        plan=plan,
         capture=make.by_method(method, plan),
         targets=targets,
         left_out=left_out,

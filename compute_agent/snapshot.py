@@ -21,8 +21,9 @@ from common.errors import CaptureFailed, InstanceNotFound, StillframeError
 from common.messages import CaptureFigures, DiskImage
 from common.states import TaskState
 from compute_agent import release, watch
+from compute_agent.disks.nbd import NbdError
 from compute_agent.guest.domain import Guest
-from compute_agent.jobs import MB, Job
+from compute_agent.jobs import Job
 from compute_agent.pause import Freeze
 from compute_agent.publication import Publication
 from compute_agent.run import Run, begin, facts_of, root_image, targets_of
@@ -34,8 +35,9 @@ LOG = logging.getLogger(__name__)
 
 def prepare(run: Run) -> None:
     """Do what needs no stop: checkpoint, space, scratch, flush."""
+    run.publication.require_queued()
     if run.keeps_checkpoint:
-        run.tools.increments.begin(run.guest, run.targets, run.job.entry.job_id)
+        _begin_checkpoint(run)
     elif run.capture.method == "overlay":
         # libvirt puts no overlay on a disk that has a checkpoint.
         run.tools.increments.forget(run.guest)
@@ -87,6 +89,7 @@ def give_back(run: Run) -> None:
     """Give back the capture: end the job, remove scratch and socket; keep the checkpoint."""
     run.closing.close()
     release.end_capture(run)
+    run.guest.run_on_after_io_error()
     if run.keeps_checkpoint:
         capacities = {target.name: target.capacity_bytes for target in run.targets}
         run.tools.increments.settle(
@@ -244,6 +247,14 @@ def _undo(begun: list[Step], run: Run) -> None:
             )
 
 
+def _begin_checkpoint(run: Run) -> None:
+    """Make the checkpoint; an instance that takes none gets a full snapshot without one."""
+    begun = run.tools.increments.begin(run.guest, run.targets, run.job.entry.job_id)
+    run.keeps_checkpoint = begun.checkpoint_made
+    if not begun.chain_stands:
+        run.read_everything()
+
+
 def _note_full_ones(run: Run) -> None:
     """An increment whose bitmap turned out to be lost is a full snapshot."""
     for at, (image, export) in enumerate(zip(run.job.result.images, run.exports, strict=True)):
@@ -260,20 +271,29 @@ def _look_after(run: Run) -> None:
     """From now on the job ends, or reads slower, when somebody or something needs it to."""
     settings, job = run.tools.settings, run.job
     checks = [watch.space_is_left(run.capture.growing(), settings.scratch_min_free_bytes)]
-    if settings.adaptive and run.capture.pausable:
-        rate = AdaptiveRate(
-            job.throttle,
-            ceiling_bytes_s=(job.request.options.bandwidth_limit or 0) * MB
-            or run.tools.throttle.rate_bytes_s,
-            usual_ns=run.guest.write_latency().mean_ns,
-            factor=settings.latency_factor,
-        )
-        checks.append(watch.guest_suffers(run.guest, rate))
     run.closing.enter_context(watch.Watch(job, checks))
     images = run.job.result.images
     wanted = watch.image_is_wanted(run.tools.images, lambda: [images[0].image_id])
     # Apart: a Glance that hangs must not keep anybody from looking at the space left.
     run.closing.enter_context(watch.Watch(job, [wanted]))
+    if settings.adaptive and run.capture.pausable:
+        suffers = watch.guest_suffers(run.guest, _courtesy(run))
+        run.closing.enter_context(watch.Watch(job, [suffers]))
+
+
+def _courtesy(run: Run) -> AdaptiveRate:
+    throttle, job = run.tools.throttle, run.job
+    try:
+        usual_ns = run.guest.write_latency().mean_ns
+    except StillframeError as error:
+        LOG.warning("What the guest's writes usually take is not known: %s", error)
+        usual_ns = 0.0
+    return AdaptiveRate(
+        job.courtesy,
+        ceiling=lambda: job.throttle.rate_bytes_s or throttle.rate_bytes_s,
+        usual_ns=usual_ns,
+        factor=run.tools.settings.latency_factor,
+    )
 
 
 @contextlib.contextmanager
@@ -281,7 +301,7 @@ def _power_off_explained(run: Run) -> Iterator[None]:
     """A frozen view that QEMU kept ends with it: say so, rather than that a line broke."""
     try:
         yield
-    except StillframeError as error:
+    except NbdError as error:
         if run.capture.pausable and not run.job.stopped.is_set() and not _is_active(run.guest):
             raise CaptureFailed(
                 "the instance was powered off during its snapshot; ask for it again"

@@ -26,7 +26,8 @@ from compute_agent.stream.adaptive import AdaptiveRate
 LOG = logging.getLogger(__name__)
 
 _INTERVAL_S = 0.4
-_JOIN_TIMEOUT_S = 10.0
+#: What waits for a Glance that hangs must not keep the guest's disk waiting.
+_JOIN_TIMEOUT_S = 0.5
 _GONE = frozenset({"deleted", "pending_delete", "killed"})
 
 Check = Callable[[], None]
@@ -81,12 +82,13 @@ def image_is_wanted(images: ImageService, image_ids: Callable[[], Iterable[str]]
     """Raise JobCancelled when one of the images is deleted: whoever does means to cancel."""
 
     def check() -> None:
-        for image_id in image_ids():
+        for image_id in list(image_ids()):
             try:
                 status = images.look(image_id).status
             except ImageNotFound:
                 status = "deleted"
-            if status in _GONE:
+            # Looked up before, it may have been replaced since.
+            if status in _GONE and image_id in image_ids():
                 raise JobCancelled("the image was deleted while the snapshot ran")
 
     return check

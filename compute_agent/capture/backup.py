@@ -17,7 +17,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from common import qemu_img
-from common.errors import InstanceNotFound
+from common.errors import InstanceBusy, InstanceNotFound
 from compute_agent.capture import space
 from compute_agent.capture.base import Export, Plan
 from compute_agent.guest.errors import HypervisorError
@@ -41,7 +41,12 @@ class BackupCapture:
         self.since = plan.since
 
     def prepare(self) -> None:
-        """Check for space, make the scratch files, flush the images."""
+        """Check that nothing stands in the way, make the scratch files, flush the images.
+
+        Raises InstanceBusy if another backup job is open: beginning ours would
+        wait for it, with the guest paused.
+        """
+        self._require_no_other_job()
         targets = self._plan.targets
         space.require_space(
             [(self._workspace.scratch.parent, one.capacity_bytes) for one in targets],
@@ -86,6 +91,10 @@ class BackupCapture:
         """Return the scratch files."""
         return tuple(self._workspace.scratch_file(one.name) for one in self._plan.targets)
 
+    def reserve_bytes(self) -> int:
+        """Ending it takes no room: the scratch only goes."""
+        return 0
+
     def end(self) -> None:
         """End our job if it is still open, and remove scratch and socket."""
         try:
@@ -108,6 +117,15 @@ class BackupCapture:
                 disk.set("exportbitmap", _CHANGES)
             ET.SubElement(disk, "scratch", file=str(self._workspace.scratch_file(target.name)))
         return ET.tostring(backup, encoding="unicode")
+
+    def _require_no_other_job(self) -> None:
+        description = self._guest.backup_description()
+        if description is None:
+            return
+        if f"{self._workspace.sockets.parent}/" not in description:
+            raise InstanceBusy("another backup of the instance is running; try again when it ends")
+        LOG.warning("Ending a backup job of ours that nobody remembers")
+        self._guest.end_backup()
 
     def _end_job(self) -> None:
         description = self._guest.backup_description()

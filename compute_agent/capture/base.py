@@ -14,6 +14,7 @@ import dataclasses
 from pathlib import Path
 from typing import Protocol
 
+from compute_agent.capture.space import Reservations
 from compute_agent.capture.workspace import Workspace
 from compute_agent.guest.description import Disk
 from compute_agent.guest.domain import Guest
@@ -63,6 +64,8 @@ class Plan:
     scratch_reserve_percent: int = 0
     #: The checkpoint that an increment is relative to.
     since: str | None = None
+    #: The room that the host's open captures were promised.
+    reservations: Reservations = dataclasses.field(default_factory=Reservations)
 
 
 class Capture(Protocol):
@@ -84,6 +87,9 @@ class Capture(Protocol):
 
     def growing(self) -> tuple[Path, ...]:
         """Return the files that the guest's writes make grow while the view is open."""
+
+    def reserve_bytes(self) -> int:
+        """Return what must stay free, beyond the configured minimum, for `end` to succeed."""
 
     def end(self) -> None:
         """Give back whatever `prepare` and `begin` made; safe to repeat."""

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
+
 from compute_agent.capture.base import CaptureTarget, Export
 from compute_agent.capture.workspace import Workspace
-from compute_agent.disks.qemu_nbd import QemuNbd
+from compute_agent.disks.qemu_nbd import QemuNbd, QemuNbdError
+
+LOG = logging.getLogger(__name__)
 
 
 class Servers:
@@ -35,7 +40,19 @@ class Servers:
         )
 
     def stop(self) -> None:
-        """Stop all of them; safe to repeat."""
-        servers, self._servers = self._servers, []
-        for server in servers:
-            server.stop()
+        """Stop all of them; safe to repeat.
+
+        One that does not end keeps none of the others running, and is stopped
+        again the next time. Raises QemuNbdError for it.
+        """
+        failures: list[Exception] = []
+        for server in tuple(self._servers):
+            try:
+                server.stop()
+            except (OSError, subprocess.SubprocessError) as error:
+                LOG.warning("A qemu-nbd of ours does not end: %s", error)
+                failures.append(error)
+            else:
+                self._servers.remove(server)
+        if failures:
+            raise QemuNbdError("the process that reads the disk does not end") from failures[0]

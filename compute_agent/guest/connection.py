@@ -21,7 +21,7 @@ from common.errors import InstanceNotFound
 from common.messages import Hypervisor as HypervisorInfo
 from compute_agent.guest import description
 from compute_agent.guest.domain import Guest
-from compute_agent.guest.errors import HypervisorUnavailable, is_connection_loss, translated
+from compute_agent.guest.errors import HypervisorUnavailable, translated
 from compute_agent.guest.stamps import EVENTS, Recorder
 
 LOG = logging.getLogger(__name__)
@@ -122,24 +122,36 @@ class Hypervisor:
             )
 
     def _find(self, instance_uuid: str) -> libvirt.virDomain:
+        connection = self.connection()
         try:
-            return self.connection().lookupByUUIDString(instance_uuid)
+            return connection.lookupByUUIDString(instance_uuid)
         except libvirt.libvirtError as error:
-            if is_connection_loss(error):
-                raise HypervisorUnavailable("the hypervisor's service went away") from error
-            raise InstanceNotFound(
-                f"instance {instance_uuid} is not on the host that was asked"
-            ) from error
+            # Nothing else proves that it is gone: what it has on this host is given up then.
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                raise InstanceNotFound(
+                    f"instance {instance_uuid} is not on the host that was asked"
+                ) from error
+            with translated("looking for it"):
+                raise
 
     def _open(self) -> libvirt.virConnect:
         try:
             connection = libvirt.open(self._uri)
+            self._listen(connection)
         except libvirt.libvirtError as error:
-            LOG.warning("libvirt at %s: %s", self._uri, error)
+            # The address is the operator's; the sentence may reach a tenant.
+            LOG.error(
+                "libvirt at %s cannot be used; is its daemon running, and may this user use it? %s",
+                self._uri,
+                error,
+            )
             raise HypervisorUnavailable(
-                f"libvirt cannot be reached at {self._uri}; is its daemon running, and may this "
-                "user use it?"
+                "the hypervisor's service cannot be reached; the log of its host says why"
             ) from error
+        LOG.info("Connected to libvirt at %s", self._uri)
+        return connection
+
+    def _listen(self, connection: libvirt.virConnect) -> None:
         connection.setKeepAlive(*self._keepalive)
         connection.registerCloseCallback(self._on_close, None)
         connection.domainEventRegisterAny(
@@ -150,8 +162,6 @@ class Hypervisor:
         )
         for event in EVENTS:
             libvirt_qemu.qemuMonitorEventRegister(connection, None, event, self._on_qemu, None)
-        LOG.info("Connected to libvirt at %s", self._uri)
-        return connection
 
     def _is_usable(self, connection: libvirt.virConnect) -> bool:
         try:

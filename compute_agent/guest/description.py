@@ -52,7 +52,8 @@ def parse(domain_xml: str) -> ET.Element:
 
 def disks(domain: ET.Element) -> list[Disk]:
     """Return every disk of the domain, in the order of its definition."""
-    return [_disk(element) for element in domain.iterfind("devices/disk")]
+    controllers = _iothread_controllers(domain)
+    return [_disk(element, controllers) for element in domain.iterfind("devices/disk")]
 
 
 def why_unusable(disk: Disk) -> str | None:
@@ -104,7 +105,7 @@ def wanted_disks(domain: ET.Element, wanted: str) -> tuple[tuple[Disk, ...], dic
     return (root, *(disk for disk in others if why_unusable(disk) is None)), left_out
 
 
-def _disk(element: ET.Element) -> Disk:
+def _disk(element: ET.Element, iothread_controllers: frozenset[str]) -> Disk:
     source, driver = element.find("source"), element.find("driver")
     boot = element.find("boot")
     return Disk(
@@ -114,11 +115,32 @@ def _disk(element: ET.Element) -> Disk:
         path=_attribute(source, "file") or _attribute(source, "dev"),
         # libvirt treats a disk without a driver type as raw, and so does QEMU.
         format=_attribute(driver, "type") or "raw",
-        has_iothread=_attribute(driver, "iothread") is not None
-        or element.find("driver/iothreads") is not None,
+        has_iothread=_names_iothread(driver) or _controller_of(element) in iothread_controllers,
         read_only=element.find("readonly") is not None,
         shareable=element.find("shareable") is not None,
         boot_order=int(boot.get("order", "0")) if boot is not None else None,
+    )
+
+
+def _iothread_controllers(domain: ET.Element) -> frozenset[str]:
+    """Return the SCSI controllers that an iothread serves, and with them all of their disks."""
+    return frozenset(
+        one.get("index", "0")
+        for one in domain.iterfind("devices/controller[@type='scsi']")
+        if _names_iothread(one.find("driver"))
+    )
+
+
+def _controller_of(disk: ET.Element) -> str | None:
+    """Return the index of a SCSI disk's controller; None for a disk of another bus."""
+    if _attribute(disk.find("target"), "bus") != "scsi":
+        return None
+    return _attribute(disk.find("address[@type='drive']"), "controller") or "0"
+
+
+def _names_iothread(driver: ET.Element | None) -> bool:
+    return driver is not None and (
+        driver.get("iothread") is not None or driver.find("iothreads") is not None
     )
 
 

@@ -18,6 +18,7 @@ break.
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import os
@@ -65,6 +66,8 @@ class Resumer:
         self._deadlines: dict[str, float] = {}
         #: Armed domains whose file systems may be frozen.
         self._frozen: set[str] = set()
+        #: How often each domain was armed or disarmed: what a rescue began for may be over.
+        self._turns: collections.Counter[str] = collections.Counter()
         self._rest = b""
 
     def serve(self) -> int:
@@ -79,7 +82,8 @@ class Resumer:
                 self._take(data)
             self._resume_late()
         rescues = [
-            threading.Thread(target=self._rescue, args=(domain,)) for domain in self._deadlines
+            threading.Thread(target=self._rescue, args=(domain, self._turns[domain]))
+            for domain in self._deadlines
         ]
         for domain, rescue in zip(self._deadlines, rescues, strict=True):
             LOG.warning("[instance: %s] The agent is gone inside a pause", domain)
@@ -97,6 +101,7 @@ class Resumer:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             message = json.loads(line)
+            self._turns[message.get("arm") or message["disarm"]] += 1
             if "arm" in message:
                 self._deadlines[message["arm"]] = time.monotonic() + message["budget_s"]
                 if message.get("thaws"):
@@ -115,13 +120,16 @@ class Resumer:
             del self._deadlines[domain]
             LOG.warning("[instance: %s] Paused or frozen for longer than its budget", domain)
             # In a thread: a guest agent that does not answer must not hold up other guests.
-            threading.Thread(target=self._rescue, args=(domain,), daemon=True).start()
+            turn = self._turns[domain]
+            threading.Thread(target=self._rescue, args=(domain, turn), daemon=True).start()
 
-    def _rescue(self, domain: str) -> None:
-        """Resume, then thaw, each until it is done or the patience is over."""
+    def _rescue(self, domain: str, turn: int) -> None:
+        """Resume, then thaw, each until it is done, the patience is over or the agent speaks."""
         deadline = time.monotonic() + _PATIENCE_S
         for way_out in (self._resume, self._thaw):
-            while not self._done(way_out, domain) and time.monotonic() < deadline:
+            while self._turns[domain] == turn and not self._done(way_out, domain):
+                if time.monotonic() > deadline:
+                    return
                 time.sleep(_RETRY_S)
 
     def _done(self, way_out: Callable[[libvirt.virDomain, str], None], domain: str) -> bool:

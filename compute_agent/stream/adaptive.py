@@ -8,6 +8,7 @@ libvirt counts of the guest's writes; it sets the job's own throttle.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from compute_agent.stream.throttle import Throttle
 
@@ -25,19 +26,25 @@ _NS_PER_MS = 1e6
 
 
 class AdaptiveRate:
-    """Sets `throttle` between a floor and `ceiling_bytes_s` (0: 1 GB/s) by the guest's latency.
+    """Sets `throttle` between a floor and `ceiling()` (0: 1 GB/s) by the guest's latency.
 
     `usual_ns` is what a write of the guest takes when nothing disturbs it;
     more than `factor` times that is suffering.
     """
 
     def __init__(
-        self, throttle: Throttle, *, ceiling_bytes_s: int, usual_ns: float, factor: float
+        self,
+        throttle: Throttle,
+        *,
+        ceiling: Callable[[], int],
+        usual_ns: float,
+        factor: float,
     ) -> None:
         self._throttle = throttle
-        self._ceiling = float(ceiling_bytes_s or _CEILING_BYTES_S)
+        #: Asked each time: the limits of host and job may change while it runs.
+        self._ceiling = ceiling
         self._bearable_ns = max(usual_ns * factor, _UNNOTICED_NS)
-        self._rate = self._ceiling
+        self._rate = float(ceiling() or _CEILING_BYTES_S)
         self._throttle.set_rate(int(self._rate))
 
     def observe(self, operations: int, total_ns: int) -> None:
@@ -45,7 +52,8 @@ class AdaptiveRate:
         latency_ns = total_ns / operations if operations > 0 else 0.0
         suffers = latency_ns > self._bearable_ns
         wanted = self._rate * (_DOWN if suffers else _UP)
-        rate = min(self._ceiling, max(min(_FLOOR_BYTES_S, self._ceiling), wanted))
+        ceiling = float(self._ceiling() or _CEILING_BYTES_S)
+        rate = min(ceiling, max(min(_FLOOR_BYTES_S, ceiling), wanted))
         if suffers and rate < self._rate:
             LOG.info(
                 "The guest's writes take %.1f ms; reading slower, at %.0f MB/s",

@@ -38,6 +38,8 @@ class Meddler:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.uploads = 0
+        #: Uploads wait here, neither read nor answered, while it is cleared.
+        self.flows = threading.Event()
         self.behave()
 
     def behave(self) -> None:
@@ -47,8 +49,6 @@ class Meddler:
         self.cuts = 0
         #: Wait so long after each 64 KiB.
         self.delay_s = 0.0
-        #: Uploads wait here, neither read nor answered, while it is cleared.
-        self.flows = threading.Event()
         self.flows.set()
         #: Of so many images, the first ones asked about with a hash, another hash is told.
         self.wrong_hashes = 0

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from tools.stack.records import newest_record
 
 #: About what the functional guest's image has.
 IMAGE_BYTES = 70 << 20
+MIB = 1 << 20
+#: Far more than a pause takes here, far less than anybody's timeout.
+SILENT_MS = 4000
 
 
 def assert_whole(asked: Asked, job: dict[str, object], directory: Path) -> None:
@@ -28,14 +32,21 @@ def assert_whole(asked: Asked, job: dict[str, object], directory: Path) -> None:
     assert newest_record(assert_sound(asked, directory)) > 0
 
 
+def assert_never_silent(guest: Guest, since: float) -> None:
+    """The guest went on all the time: its QEMU never waited for whoever reads its disk."""
+    guest.console.wait_for_beats(2, timeout_s=10)
+    assert guest.console.longest_gap_ms(since, time.monotonic()) < SILENT_MS
+
+
 @pytest.mark.parametrize("percent", [1, 50, 99])
 def test_an_upload_that_is_cut_begins_again_at_byte_0(
     cloud: Cloud, running_guest: Guest, meddler: Meddler, tmp_path: Path, percent: int
 ) -> None:
     meddler.cut_after_bytes, meddler.cuts = IMAGE_BYTES * percent // 100, 1
-    before = meddler.uploads
+    before, began = meddler.uploads, time.monotonic()
     asked = ask(cloud, running_guest)
     assert_whole(asked, asked.ended(), tmp_path)
+    assert_never_silent(running_guest, began)
     assert meddler.uploads - before == 2
     assert log_lines(cloud, "n-cpu.log", asked.image_id, "attempt 2 of")
     assert leftovers(cloud) == []
@@ -103,6 +114,31 @@ def test_an_image_that_glance_loses_cancels_the_job(
     assert (job["state"], job["reason_code"]) == ("cancelled", "cancelled")
     assert "deleted" in job["reason"]
     assert leftovers(cloud) == []
+
+
+def reads_nothing_more(cloud: Cloud) -> bool:
+    """Look for half a second whether the agent still reads."""
+    io = Path(f"/proc/{cloud.agent.pid}/io")
+    before = io.read_text().split()[1]
+    time.sleep(0.5)
+    return int(io.read_text().split()[1]) - int(before) < MIB
+
+
+def test_a_guest_can_be_paused_and_its_job_ended_while_glance_hangs(
+    cloud: Cloud, running_guest: Guest, meddler: Meddler
+) -> None:
+    """Whoever does so waits for QEMU to drain its disks, the one that is being read among them."""
+    began = time.monotonic()
+    asked = ask(cloud, running_guest)
+    wait_for(lambda: cloud.server(running_guest)["progress"] > 0, "bytes on their way")
+    meddler.flows.clear()
+    wait_for(lambda: reads_nothing_more(cloud), "the reader to be as far ahead as it may be")
+    for command in ("suspend", "resume", "domjobabort"):
+        cloud.libvirtd.virsh(command, running_guest.name)
+    assert_never_silent(running_guest, began)
+    meddler.behave()
+    assert asked.ended()["state"] == "error"
+    assert asked.image() is None
 
 
 def test_a_cancel_does_not_wait_for_a_glance_that_hangs(

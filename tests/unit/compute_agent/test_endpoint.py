@@ -65,6 +65,20 @@ def test_a_request_after_its_deadline_is_refused_and_not_journalled(
     assert journal.find(request.job_id) is None
 
 
+def test_a_repeated_cast_that_comes_after_the_deadline_does_not_end_the_job(
+    endpoint: Endpoint,
+    reports: RecordedReports,
+    new_request: NewRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request = new_request(deadline=clock.epoch_s() + 60)
+    endpoint.snapshot_instance(context.new(), **request.to_wire())
+    monkeypatch.setattr(clock, "epoch_s", lambda: request.deadline + 1)
+    endpoint.snapshot_instance(context.new(), **request.to_wire())
+    assert reports.refusals == []
+    assert len(reports.acceptances) == 2
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

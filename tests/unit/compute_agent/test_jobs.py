@@ -12,7 +12,7 @@ import pytest
 from common.errors import CaptureFailed, JobCancelled, StillframeError
 from common.messages import SnapshotRequest
 from common.states import JobState
-from compute_agent.jobs import Job, Jobs
+from compute_agent.jobs import MB, Job, Jobs
 from compute_agent.journal import Entry, Journal
 from tests.unit.compute_agent.conftest import RecordedReports, wait_for
 
@@ -126,6 +126,50 @@ def test_a_cancelled_job_ends_with_the_reason_given(
     assert reports.outcomes[0].reason == "the disk is needed"
     jobs.stop(time.monotonic() + LONG_S)
     assert not jobs.cancel(entry.job_id, StillframeError("again"))
+
+
+def test_a_job_that_waits_is_cancelled_at_once_and_never_begins(
+    reports: RecordedReports, new_request: NewRequest, entry_of: Callable[..., Entry]
+) -> None:
+    """For a thread, or behind another job of its instance: its turn may be hours away."""
+    pipeline = Pipeline()
+    jobs = jobs_with(pipeline.run, reports, limit=1)
+    running = entry_of(new_request())
+    behind = entry_of(new_request(running.request.instance.uuid))
+    other, last = entry_of(new_request()), entry_of(new_request())
+    for entry in (running, behind, other, last):
+        jobs.submit(entry)
+    assert pipeline.began.acquire(timeout=LONG_S)
+    for entry in (behind, other):
+        assert jobs.cancel(entry.job_id, JobCancelled("not needed"))
+        assert not jobs.cancel(entry.job_id, JobCancelled("again"))
+    assert [outcome.job_id for outcome in reports.outcomes] == [behind.job_id, other.job_id]
+    pipeline.go.release(2)
+    wait_for(lambda: len(reports.outcomes) == 4)
+    assert [outcome.job_id for outcome in reports.outcomes[2:]] == [running.job_id, last.job_id]
+    jobs.stop(time.monotonic() + LONG_S)
+
+
+def test_a_limit_for_a_job_that_waits_is_kept_until_it_begins(
+    reports: RecordedReports, new_request: NewRequest, entry_of: Callable[..., Entry]
+) -> None:
+    pipeline = Pipeline()
+    rates: list[int] = []
+
+    def run(job: Job) -> None:
+        rates.append(job.throttle.rate_bytes_s)
+        pipeline.run(job)
+
+    jobs = jobs_with(run, reports, limit=1)
+    running, waiting = entry_of(new_request()), entry_of(new_request())
+    jobs.submit(running)
+    jobs.submit(waiting)
+    assert jobs.adjust(waiting.job_id, 7)
+    pipeline.go.release(2)
+    wait_for(lambda: len(reports.outcomes) == 2)
+    assert rates == [0, 7 * MB]
+    assert not jobs.adjust(waiting.job_id, 8)
+    jobs.stop(time.monotonic() + LONG_S)
 
 
 def test_a_stop_interrupts_what_runs_and_leaves_what_waits_in_the_journal(

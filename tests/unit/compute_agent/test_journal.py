@@ -74,3 +74,37 @@ def test_a_first_outcome_is_final(journal: Journal, new_request: NewRequest) -> 
     entry = journal.find(request.job_id)
     assert entry is not None
     assert entry.step is None
+
+
+def test_a_row_that_cannot_be_read_does_not_hide_the_others(
+    journal: Journal, new_request: NewRequest
+) -> None:
+    """Another version may have written it."""
+    strange, plain = new_request(), new_request()
+    for request in (strange, plain):
+        journal.accept(request, {})
+    journal._execute(
+        "UPDATE entries SET request = '{\"image_id\": 3}' WHERE job_id = ?", strange.job_id
+    )
+    assert [entry.job_id for entry in journal.open_entries()] == [plain.job_id]
+
+
+def test_a_job_is_open_until_the_api_has_its_outcome(
+    journal: Journal, new_request: NewRequest
+) -> None:
+    request = new_request()
+    journal.accept(request, {})
+    assert journal.open_job_ids() == (request.job_id,)
+    journal.finish(outcome_of(request))
+    assert journal.open_job_ids() == (request.job_id,)
+    journal.confirm(request.job_id)
+    assert journal.open_job_ids() == ()
+
+
+def test_facts_may_change_within_a_step(journal: Journal, new_request: NewRequest) -> None:
+    request = new_request()
+    journal.accept(request, {})
+    journal.begin_step(request.job_id, "verify", {"method": "backup", "images": ["a"]})
+    journal.note(request.job_id, images=["b"])
+    (entry,) = journal.open_entries()
+    assert (entry.step, entry.facts) == ("verify", {"method": "backup", "images": ["b"]})

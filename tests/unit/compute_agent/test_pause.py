@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from common.errors import CaptureFailed
+from common.states import PowerState
 from compute_agent.guest.errors import HypervisorError
 from compute_agent.pause import Freeze, Limits, Pause, freeze_policy
 
@@ -36,6 +37,9 @@ class Guest:
         if self.thaw_fails:
             raise HypervisorError("no answer")
         return self.thawed
+
+    def power_state(self) -> PowerState:
+        return PowerState.RUNNING
 
     def suspend(self) -> None:
         self.done.append("suspend")
@@ -91,9 +95,19 @@ def test_the_sentinel_watches_from_before_the_freeze_until_after_the_thaw() -> N
     pause = pause_of(guest, Freeze.TRY)
     pause.begin()
     pause.end()
-    assert guest.done == ["arm", "freeze", "suspend", "resume", "thaw", "disarm"]
+    assert guest.done == ["arm", "freeze", "arm", "suspend", "resume", "thaw", "disarm"]
     assert pause.froze
     assert pause.freeze_ms is not None
+
+
+def test_a_guest_agent_that_was_slow_does_not_use_up_the_time_of_the_stop() -> None:
+    """The time for freezing may be over when the vCPUs stop: it is watched over anew."""
+    guest = Guest()
+    sentinel: Any = Sentinel(guest)
+    limits = Limits(freeze_timeout_s=3)
+    anything: Any = guest
+    Pause(anything, sentinel, suspends=True, freeze=Freeze.TRY, limits=limits).begin()
+    assert sentinel.budgets == [(True, 8.0), (True, 5.0)]
 
 
 def test_a_freeze_without_a_stop_is_watched_over_too() -> None:
@@ -101,7 +115,7 @@ def test_a_freeze_without_a_stop_is_watched_over_too() -> None:
     pause = pause_of(guest, Freeze.TRY, suspends=False)
     pause.begin()
     pause.end()
-    assert guest.done == ["arm", "freeze", "thaw", "disarm"]
+    assert guest.done == ["arm", "freeze", "arm", "thaw", "disarm"]
 
 
 def test_what_had_thawed_by_itself_is_not_claimed_to_have_stayed_frozen() -> None:
@@ -116,7 +130,7 @@ def test_a_freeze_that_was_not_answered_is_thawed_all_the_same() -> None:
     guest.freeze_fails = True
     pause = pause_of(guest, Freeze.TRY)
     pause.begin()
-    assert guest.done == ["arm", "freeze", "thaw", "suspend"]
+    assert guest.done == ["arm", "freeze", "thaw", "arm", "suspend"]
     pause.end()
     assert not pause.froze
 

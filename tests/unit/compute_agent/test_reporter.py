@@ -121,3 +121,20 @@ def test_what_no_line_should_raise_does_not_silence_the_agent(
     line.call = line.cast  # type: ignore[method-assign]
     wait_for(lambda: journal.unconfirmed() == [])
     assert reporter.alive()
+
+
+def test_an_outcome_that_the_api_cannot_take_does_not_hold_up_the_others(
+    reporter: Reporter, line: Line, journal: Journal, new_request: NewRequest
+) -> None:
+    poison, good = new_request(), new_request()
+
+    def call(_context: context.RequestContext, method: str, **arguments: Any) -> None:
+        if arguments["report"]["job_id"] == poison.job_id:
+            raise ZeroDivisionError
+        line.cast(_context, method, **arguments)
+
+    line.call = call  # type: ignore[method-assign]
+    for request in (poison, good):
+        journal.accept(request, {})
+        reporter.finished(context.new(), outcome_of(request))
+    wait_for(lambda: [one.job_id for one in journal.unconfirmed()] == [poison.job_id])

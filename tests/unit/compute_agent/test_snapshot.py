@@ -11,9 +11,17 @@ from typing import Any
 
 import pytest
 
-from common.errors import CaptureFailed, InstanceNotFound, JobInterrupted, VerifyFailed
+from common.errors import (
+    CaptureFailed,
+    InstanceBusy,
+    InstanceNotFound,
+    JobCancelled,
+    JobInterrupted,
+    VerifyFailed,
+)
 from common.messages import SnapshotRequest
 from common.states import PowerState
+from compute_agent import release
 from compute_agent.capture import make
 from compute_agent.capture.base import Export
 from compute_agent.capture.workspace import Directories
@@ -94,7 +102,7 @@ class Stage:
 def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     stage = Stage()
     monkeypatch.setattr(make, "by_method", lambda *_: stage)
-    for name in ("describe", "verify", "publish"):
+    for name in ("require_queued", "describe", "verify", "publish"):
         monkeypatch.setattr(Publication, name, lambda *_, name=name: stage.do(name))
 
     def stream(publication: Publication, _exports: Any) -> None:
@@ -154,7 +162,8 @@ def test_nothing_lies_between_the_stop_the_instant_and_the_resume(
     pipeline: Pipeline, stage: Stage, job: Job
 ) -> None:
     pipeline.run(job)
-    expected = "find prepare arm suspend begin resume disarm describe stream verify publish end"
+    expected = "find require_queued prepare arm suspend begin resume disarm"
+    expected += " describe stream verify publish end"
     assert stage.done == expected.split()
 
 
@@ -228,21 +237,93 @@ def test_recovery_puts_right_what_each_step_left(
     assert ("discard" in stage.done) == (not ours and not was_published)
 
 
+def test_an_image_that_is_gone_already_ends_the_job_before_the_guest_is_touched(
+    pipeline: Pipeline, stage: Stage, job: Job
+) -> None:
+    stage.fails["require_queued"] = JobCancelled("the image was deleted")
+    with pytest.raises(JobCancelled):
+        pipeline.run(job)
+    assert not {"prepare", "suspend"} & set(stage.done)
+
+
+def test_a_guest_that_its_user_pauses_meanwhile_is_not_resumed_by_us(
+    pipeline: Pipeline, stage: Stage, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = stage.__getattr__("prepare")
+
+    def prepare() -> None:
+        prepared()
+        stage.state = PowerState.PAUSED
+
+    monkeypatch.setattr(stage, "prepare", prepare, raising=False)
+    pipeline.run(job)
+    assert not {"suspend", "resume"} & set(stage.done)
+
+
+def test_a_guest_that_cannot_be_given_back_costs_no_image_and_is_given_back_before_the_next_job(
+    pipeline: Pipeline,
+    stage: Stage,
+    job: Job,
+    journal: Journal,
+    new_request: NewRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(release, "_PATIENCE_S", 0.0)
+    stage.fails["end"] = InstanceBusy("libvirt holds the domain")
+    pipeline.run(job)
+    assert "discard ours" not in stage.done, "the image is made, verified and published"
+    job.finish(None)
+    assert [entry.job_id for entry in journal.unreleased()] == [job.entry.job_id]
+
+    stage.fails.clear()
+    stage.done.clear()
+    stage.uuid = job.request.instance.uuid
+    request = new_request(instance_uuid=stage.uuid)
+    journal.accept(request, {})
+    entry = journal.find(request.job_id)
+    assert entry is not None
+    pipeline.run(Job(entry, "h", RecordedReports(journal)))
+    assert stage.done.index("end") < stage.done.index("prepare")
+    assert journal.unreleased() == []
+
+
+def test_what_cannot_be_put_right_at_the_start_is_marked_and_the_image_goes(
+    pipeline: Pipeline, stage: Stage, job: Job, journal: Journal
+) -> None:
+    run = begin(pipeline._tools, job, pipeline._tools.hypervisor.guest(""))
+    journal.begin_step(job.entry.job_id, "stream", facts_of(run))
+    stage.fails["end"] = InstanceBusy("libvirt holds the domain")
+    again = _again(job, journal)
+    assert not pipeline.recover(again)
+    again.finish(JobInterrupted("the agent ended"))
+    assert stage.done[-1] == "discard ours"
+    assert [entry.job_id for entry in journal.unreleased()] == [job.entry.job_id]
+
+
+def test_a_cancel_that_comes_too_late_takes_no_image_away(
+    pipeline: Pipeline, stage: Stage, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Publication, "publish", lambda _: job.stop(JobCancelled("the job was cancelled"))
+    )
+    pipeline.run(job)
+    assert stage.done[-1] == "end"
+
+
 def test_recovery_of_an_instance_that_is_gone_still_removes_its_image(
     pipeline: Pipeline, stage: Stage, job: Job, journal: Journal
 ) -> None:
-    run = begin(pipeline._tools, job)
+    run = begin(pipeline._tools, job, pipeline._tools.hypervisor.guest(""))
     journal.begin_step(job.entry.job_id, "stream", facts_of(run))
     stage.done.clear()
     stage.fails["find"] = InstanceNotFound("gone")
-    with pytest.raises(InstanceNotFound):
-        pipeline.recover(_again(job, journal))
+    assert not pipeline.recover(_again(job, journal))
     assert stage.done == ["find", "discard ours"]
 
 
 def _facts_when_killed_in(pipeline: Pipeline, steps: list[Any], job: Job, journal: Journal) -> Job:
     """Run until the step that dies, and return the job as the next start finds it."""
-    run = begin(pipeline._tools, job)
+    run = begin(pipeline._tools, job, pipeline._tools.hypervisor.guest(""))
     for step in steps:
         pipeline._enter(step, run)
         try:

@@ -11,7 +11,7 @@ MS = 10**6
 
 
 def rate_of(throttle: Throttle, ceiling_mb: int = 200) -> AdaptiveRate:
-    return AdaptiveRate(throttle, ceiling_bytes_s=ceiling_mb * MB, usual_ns=3 * MS, factor=4.0)
+    return AdaptiveRate(throttle, ceiling=lambda: ceiling_mb * MB, usual_ns=3 * MS, factor=4.0)
 
 
 def test_it_begins_at_the_limit() -> None:
@@ -48,7 +48,7 @@ def test_a_guest_that_has_recovered_gets_it_back_slowly() -> None:
 def test_what_nobody_notices_is_no_suffering() -> None:
     """4 times a tenth of a millisecond is still nothing."""
     throttle = Throttle(0)
-    rate = AdaptiveRate(throttle, ceiling_bytes_s=200 * MB, usual_ns=0.1 * MS, factor=4.0)
+    rate = AdaptiveRate(throttle, ceiling=lambda: 200 * MB, usual_ns=0.1 * MS, factor=4.0)
     rate.observe(operations=10, total_ns=10 * MS)
     assert throttle.rate_bytes_s == 200 * MB
 
@@ -58,3 +58,15 @@ def test_a_limit_below_the_floor_is_obeyed() -> None:
     rate = rate_of(throttle, ceiling_mb=5)
     rate.observe(operations=10, total_ns=10 * 50 * MS)
     assert throttle.rate_bytes_s == 5 * MB
+
+
+def test_limits_that_change_meanwhile_are_followed() -> None:
+    throttle, limits = Throttle(0), [200]
+    rate = AdaptiveRate(throttle, ceiling=lambda: limits[-1] * MB, usual_ns=3 * MS, factor=4.0)
+    limits.append(5)
+    rate.observe(operations=10, total_ns=10 * MS)
+    assert throttle.rate_bytes_s == 5 * MB
+    limits.append(400)
+    for _ in range(50):
+        rate.observe(operations=10, total_ns=10 * MS)
+    assert throttle.rate_bytes_s == 400 * MB

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A backup job that is open already never makes a guest wait inside a pause."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import InstanceBusy
+from compute_agent.capture.backup import BackupCapture
+from compute_agent.capture.base import Plan
+from compute_agent.capture.workspace import Directories
+
+
+class Guest:
+    """Has a backup job open."""
+
+    def __init__(self, description: str) -> None:
+        self.description: str | None = description
+
+    def backup_description(self) -> str | None:
+        return self.description
+
+    def end_backup(self) -> None:
+        self.description = None
+
+
+def capture_of(guest: Any, directory: Path) -> BackupCapture:
+    directories = Directories(scratch=directory / "scratch", sockets=directory / "s")
+    directories.make()
+    workspace = directories.of_job(str(uuid.uuid4()))
+    return BackupCapture(Plan(guest=guest, targets=(), workspace=workspace))
+
+
+def test_somebody_elses_job_is_told_of_before_the_pause(tmp_path: Path) -> None:
+    guest = Guest("<domainbackup><server socket='/run/other/nbd'/></domainbackup>")
+    with pytest.raises(InstanceBusy, match="another backup"):
+        capture_of(guest, tmp_path).prepare()
+    assert guest.description is not None
+
+
+def test_a_job_of_ours_that_nobody_remembers_is_ended(tmp_path: Path) -> None:
+    guest = Guest(f"<domainbackup><server socket='{tmp_path}/s/0badcafe/nbd'/></domainbackup>")
+    capture_of(guest, tmp_path)._require_no_other_job()
+    assert guest.description is None

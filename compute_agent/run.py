@@ -69,7 +69,10 @@ def begin(tools: Tools, job: Job, guest: Guest) -> Run:
     domain, state = guest.describe(), guest.power_state()
     wanted = job.request.options.disks or settings.disks
     disks, left_out = description.wanted_disks(domain, wanted)
-    circumstances = choose.Circumstances(active=guest.is_active(), disks=disks)
+    active = guest.is_active()
+    circumstances = choose.Circumstances(
+        active=active, disks=disks, host_backs_up=active and guest.can_be_backed_up(domain)
+    )
     method = choose.choose(circumstances, settings.method)
     targets = tuple(
         CaptureTarget(disk=disk, capacity_bytes=guest.capacity_bytes(disk.target)) for disk in disks

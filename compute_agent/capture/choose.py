@@ -20,6 +20,8 @@ class Circumstances:
 
     active: bool
     disks: tuple[Disk, ...]
+    #: libvirt says that it can run backup jobs with the guest's QEMU.
+    host_backs_up: bool = True
 
     @property
     def has_iothread(self) -> bool:
@@ -48,6 +50,7 @@ RULES: tuple[Rule, ...] = (
         method="backup",
         unless=(
             (lambda it: not it.active, "it is for instances that run"),
+            (lambda it: not it.host_backs_up, "the instance's QEMU or libvirt is too old for it"),
             # QEMU up to 7.2 (and, unproven, later ones) aborts, and the guest
             # with it, if the reader of such a disk's export dies.
             (lambda it: it.has_iothread, "it is unsafe for a disk with an iothread"),

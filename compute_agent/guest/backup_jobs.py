@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import logging
 import time
+import xml.etree.ElementTree as ET
 
 import libvirt
 
 from common.errors import InstanceBusy
+from compute_agent.guest import description
 from compute_agent.guest.errors import translated
 from compute_agent.guest.handle import Handle
 
@@ -21,6 +23,9 @@ LOG = logging.getLogger(__name__)
 
 _JOB_END_TIMEOUT_S = 30.0
 _LOOK_S = 0.02
+
+#: What libvirt has said of an (emulator, architecture, machine type, domain type).
+_BACKUP_SUPPORT: dict[tuple[str | None, ...], bool] = {}
 
 _NO_BACKUP = frozenset(
     {
@@ -33,6 +38,24 @@ _NO_BACKUP = frozenset(
 
 class BackupJobs(Handle):
     """What a backup job and its checkpoints are made, found and ended by."""
+
+    def can_be_backed_up(self, domain: ET.Element) -> bool:
+        """Tell whether libvirt runs backup jobs with the QEMU that `<domain>` names."""
+        machine = domain.find("os/type")
+        emulator = domain.findtext("devices/emulator")
+        asked = (
+            emulator,
+            machine.get("arch") if machine is not None else None,
+            machine.get("machine") if machine is not None else None,
+            domain.get("type"),
+        )
+        # libvirt may probe QEMU for it; the answer stays the same as long as the guest runs.
+        if asked not in _BACKUP_SUPPORT:
+            with translated("asking what its QEMU can do"):
+                found = description.parse(self._domain.connect().getDomainCapabilities(*asked))
+            backup = found.find("features/backup")
+            _BACKUP_SUPPORT[asked] = backup is not None and backup.get("supported") == "yes"
+        return _BACKUP_SUPPORT[asked]
 
     def begin_backup(self, backup_xml: str) -> None:
         """Begin a pull-mode backup job into scratch files that exist already.

@@ -71,6 +71,9 @@ class Stage:
     def is_active(self) -> bool:
         return True
 
+    def can_be_backed_up(self, _domain: Any) -> bool:
+        return True
+
     def was_shut_down_in_order(self) -> bool:
         return False
 

@@ -10,7 +10,9 @@ from compute_agent.capture.choose import Circumstances, choose
 from compute_agent.guest.description import Disk
 
 
-def circumstances(*, active: bool, iothread: bool = False) -> Circumstances:
+def circumstances(
+    *, active: bool, iothread: bool = False, host_backs_up: bool = True
+) -> Circumstances:
     disk = Disk(
         target="vda",
         device="disk",
@@ -21,7 +23,7 @@ def circumstances(*, active: bool, iothread: bool = False) -> Circumstances:
         read_only=False,
         shareable=False,
     )
-    return Circumstances(active=active, disks=(disk,))
+    return Circumstances(active=active, disks=(disk,), host_backs_up=host_backs_up)
 
 
 def test_a_guest_that_runs_is_captured_by_a_backup_job() -> None:
@@ -37,6 +39,12 @@ def test_a_disk_with_an_iothread_is_never_put_at_risk() -> None:
     assert choose(circumstances(active=True, iothread=True)) == "overlay"
     with pytest.raises(CaptureFailed, match="iothread"):
         choose(circumstances(active=True, iothread=True), "backup")
+
+
+def test_a_host_that_is_too_old_for_backup_jobs_puts_an_overlay_on() -> None:
+    assert choose(circumstances(active=True, host_backs_up=False)) == "overlay"
+    with pytest.raises(CaptureFailed, match="too old"):
+        choose(circumstances(active=True, host_backs_up=False), "backup")
 
 
 @pytest.mark.parametrize(

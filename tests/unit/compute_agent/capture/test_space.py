@@ -29,3 +29,46 @@ def test_disks_on_one_file_system_share_its_space(tmp_path: Path) -> None:
     space.require_space([(tmp_path, free // 2)], 100)
     with pytest.raises(CaptureFailed, match="too little free space"):
         space.require_space([(tmp_path, free * 2 // 3)] * 2, 100)
+
+
+@pytest.fixture
+def third(tmp_path: Path) -> int:
+    """A third of what is free, which is so much that others do not matter."""
+    return os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize // 3
+
+
+def test_open_captures_share_the_free_space(tmp_path: Path, third: int) -> None:
+    reservations = space.Reservations()
+    reservations.take("one", [(tmp_path / "a", third * 2)], 100)
+    reservations.take("one", [(tmp_path / "a", third * 2)], 100)
+    with pytest.raises(CaptureFailed, match="too little free space"):
+        reservations.take("two", [(tmp_path / "b", third * 2)], 100)
+    reservations.release("one")
+    reservations.release("one")
+    reservations.take("two", [(tmp_path / "b", third * 2)], 100)
+
+
+def test_room_that_is_used_already_is_not_counted_twice(
+    tmp_path: Path, third: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reservations = space.Reservations()
+    reservations.take("one", [(tmp_path / "a", third * 2)], 100)
+    # As if the file had grown; what is free on the file system stays as it is.
+    monkeypatch.setattr(space, "allocated_bytes", lambda _files: third * 2)
+    reservations.take("two", [(tmp_path / "b", third * 2)], 100)
+
+
+def test_what_is_there_already_is_not_what_it_grew_by(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"x" * (1 << 20))
+    reservations = space.Reservations()
+    reservations.take("one", [(disk, 1 << 20)], 50)
+    device = tmp_path.stat().st_dev
+    assert reservations._promised()[device] == 1 << 19
+    disk.write_bytes(b"x" * (5 << 18))
+    os.sync()
+    assert reservations._promised()[device] == 1 << 18
+
+
+def test_a_file_that_is_gone_takes_no_room(tmp_path: Path) -> None:
+    assert space.allocated_bytes([tmp_path / "gone"]) == 0

@@ -85,3 +85,34 @@ def test_an_iothread_is_seen(driver: str, has: bool) -> None:
     xml = f"<disk type='file'>{driver}<source file='/f'/><target dev='vda'/></disk>"
     (found,) = description.disks(description.parse(domain(xml)))
     assert found.has_iothread is has
+
+
+SCSI = "<disk><source file='/f'/><target dev='sda' bus='{0}'/>{1}</disk>"
+
+
+@pytest.mark.parametrize(
+    ("bus", "address", "has"),
+    [
+        ("scsi", "<address type='drive' controller='1'/>", True),
+        ("scsi", "<address type='drive' controller='0'/>", False),
+        ("scsi", "", False),
+        ("sata", "<address type='drive' controller='1'/>", False),
+    ],
+    ids=["its own", "another", "the first, by default", "another bus"],
+)
+def test_an_iothread_of_the_controller_is_its_disks_too(bus: str, address: str, has: bool) -> None:
+    """A disk of virtio-scsi is as unsafe for a backup job as one with an iothread of its own."""
+    controllers = (
+        "<controller type='scsi' index='0' model='virtio-scsi'/>"
+        "<controller type='scsi' index='1' model='virtio-scsi'><driver iothread='1'/></controller>"
+        "<controller type='sata' index='1'/>"
+    )
+    xml = domain(controllers, SCSI.format(bus, address))
+    (found,) = description.disks(description.parse(xml))
+    assert found.has_iothread is has
+
+
+def test_a_scsi_disk_without_an_address_is_on_the_first_controller() -> None:
+    controller = "<controller type='scsi' index='0'><driver queues='4' iothread='2'/></controller>"
+    (found,) = description.disks(description.parse(domain(controller, SCSI.format("scsi", ""))))
+    assert found.has_iothread

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An instance is only gone if libvirt says so, and a tenant hears no addresses."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import libvirt
+import pytest
+
+from common.errors import InstanceNotFound, StillframeError
+from compute_agent.guest.connection import Hypervisor
+from compute_agent.guest.errors import HypervisorError, HypervisorUnavailable
+
+URI = "qemu+unix:///system?socket=/run/secret/libvirt-sock"
+UUID = "5b7a1ad4-0000-4000-8000-000000000000"
+
+
+def failure(code: int, domain: int = libvirt.VIR_FROM_QEMU) -> libvirt.libvirtError:
+    error = libvirt.libvirtError("as libvirt says")
+    error.err = (code, domain, "words of /run/secret", 2, "", None, None, -1, -1)
+    return error
+
+
+class Connection:
+    """A connection that lives, and on which everything fails."""
+
+    def __init__(self, error: libvirt.libvirtError) -> None:
+        self.error = error
+
+    def isAlive(self) -> bool:
+        return True
+
+    def __getattr__(self, _name: str) -> Any:
+        def fails(*_: Any) -> None:
+            raise self.error
+
+        return fails
+
+
+@pytest.fixture
+def hypervisor() -> Hypervisor:
+    return Hypervisor(URI, keepalive_interval_s=1, keepalive_count=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"),
+    [
+        (failure(libvirt.VIR_ERR_NO_DOMAIN), InstanceNotFound),
+        (failure(libvirt.VIR_ERR_INTERNAL_ERROR), HypervisorError),
+        (failure(libvirt.VIR_ERR_OPERATION_FAILED), HypervisorError),
+        (failure(libvirt.VIR_ERR_NO_MEMORY), HypervisorError),
+        (failure(libvirt.VIR_ERR_RPC, libvirt.VIR_FROM_RPC), HypervisorUnavailable),
+        (failure(libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_FROM_REMOTE), HypervisorUnavailable),
+    ],
+)
+def test_an_instance_is_gone_only_if_libvirt_knows_none_of_its_id(
+    hypervisor: Hypervisor, error: libvirt.libvirtError, becomes: type[StillframeError]
+) -> None:
+    hypervisor._connection = Connection(error)
+    with pytest.raises(StillframeError) as raised:
+        hypervisor.guest(UUID)
+    assert type(raised.value) is becomes
+    assert "/run" not in raised.value.message
+
+
+@pytest.mark.parametrize("opens", [False, True], ids=["not at all", "and breaks at once"])
+def test_a_libvirt_that_cannot_be_reached_is_named_in_the_log_alone(
+    hypervisor: Hypervisor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    opens: bool,
+) -> None:
+    broken = Connection(failure(libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_FROM_RPC))
+
+    def open_(_uri: str) -> Connection:
+        if not opens:
+            raise broken.error
+        return broken
+
+    monkeypatch.setattr(libvirt, "open", open_)
+    with caplog.at_level(logging.ERROR), pytest.raises(HypervisorUnavailable) as raised:
+        hypervisor.guest(UUID)
+    assert URI in caplog.text
+    assert "/" not in raised.value.message

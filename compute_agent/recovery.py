@@ -78,6 +78,7 @@ class Recovery:
                     guest = self._hypervisor.guest(entry.request.instance.uuid)
                     release.release_earlier(self._tools, guest)
                 except InstanceNotFound:
+                    release.give_up(self._tools, entry)
                     self._journal.mark_released(entry.job_id)
                 except Exception:
                     LOG.exception("What job %s left must stay for now", entry.job_id)

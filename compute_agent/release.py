@@ -15,8 +15,9 @@ import logging
 import tenacity
 
 from common.errors import InstanceNotFound, JobInterrupted, StillframeError
-from compute_agent.capture import make
+from compute_agent.capture import make, overlay
 from compute_agent.capture.base import Plan
+from compute_agent.capture.overlay import OverlayCapture
 from compute_agent.guest.domain import Guest
 from compute_agent.jobs import Job
 from compute_agent.journal import Entry
@@ -58,11 +59,23 @@ def give_back(tools: Tools, entry: Entry, guest: Guest) -> None:
     Raises what ending it raises; the entry then stays as it is.
     """
     facts = entry.facts
-    targets = targets_of(facts)
-    plan = Plan(guest=guest, targets=targets, workspace=tools.directories.of_job(entry.job_id))
+    plan = Plan(
+        guest=guest,
+        targets=targets_of(facts),
+        workspace=tools.directories.of_job(entry.job_id),
+        reservations=tools.reservations,
+    )
     make.by_method(facts["method"], plan).end()
     guest.run_on_after_io_error()
     tools.journal.mark_released(entry.job_id)
+
+
+def give_up(tools: Tools, entry: Entry) -> None:
+    """Of a guest that this host has no more, keep what it wrote, and let go of the rest."""
+    workspace = tools.directories.of_job(entry.job_id)
+    if entry.facts["method"] == OverlayCapture.method:
+        overlay.give_up(targets_of(entry.facts), workspace)
+    tools.reservations.release(workspace.scratch.name)
 
 
 def _attempts(job: Job) -> tenacity.Retrying:

@@ -84,6 +84,7 @@ def begin(tools: Tools, job: Job, guest: Guest) -> Run:
         workspace=tools.directories.of_job(job.entry.job_id),
         scratch_reserve_percent=settings.scratch_reserve_percent,
         since=increment.chain.checkpoint if increment.chain else None,
+        reservations=tools.reservations,
     )
     job.result.images = _images(job, targets, increment)
     _say_what_begins(job, targets, method, state)

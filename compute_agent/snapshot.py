@@ -192,6 +192,7 @@ class Pipeline:
             self._put_right(job, was_published=was_published)
         except InstanceNotFound:
             LOG.info("The instance is gone, and what the job did to it")
+            release.give_up(self._tools, entry)
         except StillframeError as error:
             LOG.error("Job %s could not be put right now: %s", entry.job_id, error)
             self._tools.journal.mark_unreleased(entry.job_id)
@@ -270,7 +271,8 @@ def _note_full_ones(run: Run) -> None:
 def _look_after(run: Run) -> None:
     """From now on the job ends, or reads slower, when somebody or something needs it to."""
     settings, job = run.tools.settings, run.job
-    checks = [watch.space_is_left(run.capture.growing(), settings.scratch_min_free_bytes)]
+    capture, min_free_bytes = run.capture, settings.scratch_min_free_bytes
+    checks = [watch.space_is_left(capture.growing(), min_free_bytes, capture.reserve_bytes)]
     run.closing.enter_context(watch.Watch(job, checks))
     images = run.job.result.images
     wanted = watch.image_is_wanted(run.tools.images, lambda: [images[0].image_id])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 
 from common.glance import ImageService
+from compute_agent.capture.space import Reservations
 from compute_agent.capture.workspace import Directories
 from compute_agent.guest.connection import Hypervisor
 from compute_agent.increments import Increments
@@ -50,3 +51,4 @@ class Tools:
     throttle: Throttle
     sentinel: Sentinel
     settings: Settings
+    reservations: Reservations = dataclasses.field(default_factory=Reservations)

@@ -94,14 +94,20 @@ def image_is_wanted(images: ImageService, image_ids: Callable[[], Iterable[str]]
     return check
 
 
-def space_is_left(files: Iterable[Path], min_free_bytes: int) -> Check:
-    """Raise CaptureFailed before the file system of a growing file is full."""
+def space_is_left(
+    files: Iterable[Path], min_free_bytes: int, reserve_bytes: Callable[[], int]
+) -> Check:
+    """Raise CaptureFailed before the file system of a growing file is full.
+
+    Beyond `min_free_bytes` there must be left what ending the capture will take.
+    """
     directories = {file.parent for file in files}
 
     def check() -> None:
+        needed = min_free_bytes + reserve_bytes()
         for directory in directories:
             free = shutil.disk_usage(directory).free
-            if free < min_free_bytes:
+            if free < needed:
                 LOG.error("%s has only %d MiB left", directory, free >> 20)
                 raise CaptureFailed(
                     "the host ran out of space for what the instance overwrote during the "

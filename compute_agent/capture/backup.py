@@ -48,11 +48,12 @@ class BackupCapture:
         """
         self._require_no_other_job()
         targets = self._plan.targets
-        space.require_space(
-            [(self._workspace.scratch.parent, one.capacity_bytes) for one in targets],
+        self._workspace.make(space.owner_of(targets[0].path))
+        self._plan.reservations.take(
+            self._workspace.scratch.name,
+            [(self._workspace.scratch_file(one.name), one.capacity_bytes) for one in targets],
             self._plan.scratch_reserve_percent,
         )
-        self._workspace.make(space.owner_of(targets[0].path))
         for target in targets:
             scratch = self._workspace.scratch_file(target.name)
             qemu_img.create_scratch(scratch, target.capacity_bytes)
@@ -102,6 +103,7 @@ class BackupCapture:
         except InstanceNotFound:
             LOG.debug("The instance is gone, and its backup job with it")
         self._workspace.remove()
+        self._plan.reservations.release(self._workspace.scratch.name)
 
     def backup_xml(self) -> str:
         """Return the `<domainbackup>`: our disks alone, scratch made beforehand."""

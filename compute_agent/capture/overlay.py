@@ -128,32 +128,40 @@ class OverlayCapture:
         self._note_path(target).unlink(missing_ok=True)
 
     def _is_merged(self, target: CaptureTarget, overlay: Path) -> bool:
-        """Merge the overlay if the guest is on it; tell whether all of it is on the disk now."""
+        """Merge the overlay if the guest is on it; tell whether all of it is on the disk now.
+
+        Raises InstanceBusy if the guest is on it even so.
+        """
         source = self._guest.source_path(target.name)
         if source == str(overlay):
-            self._merge(target, overlay)
-            return True
+            LOG.info("Merging what was written to %s meanwhile", target.name)
+            merged = self._merge(target, overlay)
+            source = self._guest.source_path(target.name)
+            if source == str(overlay):
+                raise InstanceBusy(f"the overlay of {target.name} is in use again; try later")
+            if merged:
+                return True
         if source != target.path or not overlay.exists():
             return False
-        # An earlier attempt may have been cut off after its merge.
+        # Merged just now by qemu-img, or by an attempt that was cut off right after its merge.
         note = self._note_path(target)
         return note.exists() and note.read_text() in (_committed(overlay), self._by_this_qemu())
 
-    def _merge(self, target: CaptureTarget, overlay: Path) -> None:
-        """Merge the overlay; raise InstanceBusy if the guest is on it even so."""
-        LOG.info("Merging what was written to %s meanwhile", target.name)
+    def _merge(self, target: CaptureTarget, overlay: Path) -> bool:
+        """Merge the overlay; True if QEMU did, False if the note must show that nobody has
+        written to it since qemu-img did."""
         if not self._guest.is_active():
             qemu_img.commit(overlay, base=target.path)
             self._note(target, _committed(overlay))
             # Started since, it writes to the overlay again, and must be found there.
             if not self._guest.is_active():
                 self._guest.point_disk_at(target.disk)
-        if self._guest.is_active() and self._guest.source_path(target.name) == str(overlay):
-            self._guest.merge_overlay(target.name, target.path)
-            self._note(target, self._by_this_qemu())
-            self._guest.leave_overlay(target.name)
-        if self._guest.source_path(target.name) == str(overlay):
-            raise InstanceBusy(f"the overlay of {target.name} is in use again; try again later")
+        if not self._guest.is_active() or self._guest.source_path(target.name) != str(overlay):
+            return False
+        self._guest.merge_overlay(target.name, target.path)
+        self._note(target, self._by_this_qemu())
+        self._guest.leave_overlay(target.name)
+        return True
 
     def _note(self, target: CaptureTarget, proof: str | None) -> None:
         """Write down what will prove a merge: the QEMU that was on the overlay is on the disk, or

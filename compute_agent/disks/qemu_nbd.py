@@ -113,7 +113,7 @@ class QemuNbd:
 
     def stop(self) -> None:
         """End the server and remove its socket; harmless if it has ended."""
-        process, self._process = self._process, None
+        process = self._process
         if process is None:
             return
         process.terminate()
@@ -123,6 +123,8 @@ class QemuNbd:
             LOG.warning("qemu-nbd %d did not end when asked; killing it", process.pid)
             process.kill()
             process.wait(_STOP_TIMEOUT_S)
+        # Only now: one that does not end is asked again the next time.
+        self._process = None
         self._socket_path.unlink(missing_ok=True)
 
     def command(self) -> list[str]:

@@ -168,7 +168,7 @@ def test_a_limit_for_a_job_that_waits_is_kept_until_it_begins(
     pipeline.go.release(2)
     wait_for(lambda: len(reports.outcomes) == 2)
     assert rates == [0, 7 * MB]
-    assert not jobs.adjust(waiting.job_id, 8)
+    wait_for(lambda: not jobs.adjust(waiting.job_id, 8))
     jobs.stop(time.monotonic() + LONG_S)
 
 

@@ -86,6 +86,9 @@ class Stage:
     def growing(self) -> tuple[Path, ...]:
         return ()
 
+    def reserve_bytes(self) -> int:
+        return 0
+
     def run_on_after_io_error(self) -> None:
         pass
 

@@ -10,6 +10,7 @@ stillframe-manage image flatten ID    one whole image of an increment and what i
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 from argparse import ArgumentParser
@@ -93,9 +94,11 @@ def job_show(settings: cfg.ConfigOpts) -> int:
 
 def image_flatten(settings: cfg.ConfigOpts) -> int:
     """Make a whole image of an increment, beside it; needs qemu-img, and room in $TMPDIR."""
+    # As an exception, so that temporary files and a half image are removed on the way out.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(daemon.EXIT_FAILED))
     images = ImageService(conf.glance.settings(settings))
-    with tempfile.TemporaryDirectory(prefix="stillframe-flatten-") as directory:
-        whole = flatten.flatten(images, settings.command.image_id, Path(directory))
+    whole = flatten.flatten(images, settings.command.image_id, Path(tempfile.gettempdir()))
     _say(f"Image {whole} holds the whole of {settings.command.image_id}")
     return daemon.EXIT_OK
 

@@ -6,15 +6,26 @@ properties. `fetch_chain` brings the whole chain to a directory, every byte
 checked, tied together so that any qemu tool can read it; `flatten` puts the
 whole back into Glance as an image of its own. Used by `stillframe-manage image
 flatten` and wherever an image is restored from. Needs qemu-img.
+
+Nothing that a tenant can write is trusted, neither properties nor content. A
+chain stays within one project; what was fetched is what Glance itself hashed;
+and no qemu tool sees a file before `_inspect` has: a qcow2 that names a file of
+this host, as its backing or data file, would end with that file's content in
+the whole image (OSSA-2024-001, OSSA-2024-002).
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from oslo_utils import uuidutils
+from oslo_utils.imageutils import format_inspector
 
 from common import qemu_img
 from common.errors import JobFailed, VerifyFailed
@@ -23,92 +34,108 @@ from common.glance import Image, ImageNotFound, ImageService
 LOG = logging.getLogger(__name__)
 
 PARENT_PROPERTY = "stillframe_parent"
-#: Properties that only an increment has.
-_OF_INCREMENTS = (PARENT_PROPERTY, "stillframe_chain_length")
-#: More than any configuration allows; a longer one goes in a circle.
-_MAX_CHAIN = 1000
+_SHA512_PROPERTY = "stillframe_sha512"
+#: Properties that the whole does not take over from the increment.
+_NOT_OF_THE_WHOLE = (PARENT_PROPERTY, "stillframe_chain_length", _SHA512_PROPERTY)
+#: Images of one chain, the full one included: qemu-img has them all open at once.
+MAX_CHAIN = 200
+_FORMAT = "qcow2"
 _CHUNK_BYTES = 1 << 20
+_MIB = 1 << 20
 
 
 class BrokenChain(JobFailed):
-    """An image that an increment needs is missing, not active or not what it was."""
+    """An image that an increment needs is missing, not active or does not fit."""
 
     code = "broken_chain"
+
+
+class ForeignParent(BrokenChain):
+    """An image of the chain belongs to another project than the increment."""
+
+    code = "foreign_parent"
+
+
+class UnsafeImage(JobFailed):
+    """An image's content is not the plain qcow2 that its record claims."""
+
+    code = "unsafe_image"
+
+
+class NoRoom(JobFailed):
+    """The temporary directory cannot take the images."""
+
+    code = "no_room"
 
 
 def chain_of(images: ImageService, image_id: str) -> list[Image]:
     """Return the records of an image and all it lies on, the topmost first.
 
-    Raises BrokenChain, ImageNotFound (for the image itself), ImageServiceUnavailable.
+    Raises BrokenChain, ForeignParent, ImageNotFound (for the image itself),
+    ImageServiceUnavailable.
     """
     chain = [images.show(image_id)]
-    while parent := chain[-1].properties.get(PARENT_PROPERTY):
-        try:
-            chain.append(images.show(parent))
-        except ImageNotFound as error:
+    _require_usable(chain[0], chain[0])
+    while PARENT_PROPERTY in chain[-1].properties:
+        if len(chain) >= MAX_CHAIN:
             raise BrokenChain(
-                f"image {chain[-1].id} needs image {parent}, which was deleted"
-            ) from error
-        if len(chain) > _MAX_CHAIN:
-            raise BrokenChain(f"the images below {image_id} go in a circle")
-    for image in chain:
-        if image.status != "active":
-            raise BrokenChain(f"image {image.id} is {image.status}, not active")
-        if len(chain) > 1 and image.disk_format != "qcow2":
-            raise BrokenChain(f"image {image.id} is {image.disk_format}; a chain is of qcow2")
+                f"more than {MAX_CHAIN} images lie on each other below image {chain[0].id}; "
+                "take a full snapshot"
+            )
+        parent = _parent_of(images, chain[-1])
+        if any(parent.id == image.id for image in chain):
+            raise BrokenChain(
+                f"the images below {chain[0].id} go in a circle at image {chain[-1].id}; "
+                f"set its {PARENT_PROPERTY} to the parent that the job which made it tells"
+            )
+        _require_usable(parent, chain[0])
+        chain.append(parent)
     return chain
 
 
-def fetch_chain(images: ImageService, image_id: str, directory: Path) -> tuple[Path, Image]:
-    """Fetch an image and all it lies on into `directory`; return the topmost file and its record.
+def fetch_chain(images: ImageService, chain: list[Image], directory: Path) -> Path:
+    """Fetch the images of a chain into `directory`; return the topmost file, tied to the rest.
 
-    The directory needs room for all of them. Raises what `chain_of` does,
-    VerifyFailed (the bytes are not those that were uploaded) and QemuImgError.
+    The directory is private (0700) and has room for all of them. Raises NoRoom,
+    VerifyFailed (the bytes are not those that were uploaded), UnsafeImage,
+    BrokenChain, ImageServiceUnavailable and QemuImgError.
     """
-    chain = chain_of(images, image_id)
+    _require_room(directory, sum(image.size_bytes or 0 for image in chain), chain[0])
     below: Path | None = None
+    virtual_bytes = None
     for image in reversed(chain):
         path = directory / image.id
         LOG.info("Fetching image %s (%d bytes)", image.id, image.size_bytes or 0)
         _fetch(images, image, path)
+        size = _inspect(image, path)
+        if size != (virtual_bytes or size):
+            # An increment is only made of a disk that kept its size.
+            raise BrokenChain(
+                f"image {image.id} is of another virtual size than the image below it; "
+                "take a full snapshot"
+            )
+        virtual_bytes = size
         if below is not None:
-            qemu_img.set_backing(path, backing_file=below, backing_format="qcow2")
+            qemu_img.set_backing(path, backing_file=below, backing_format=_FORMAT)
         below = path
-    return directory / image_id, chain[0]
+    return directory / chain[0].id
 
 
 def flatten(images: ImageService, image_id: str, directory: Path) -> str:
     """Make a whole image of an increment; return the new image's id.
 
     The new one has the increment's name, owner and properties, and names it in
-    `stillframe_flattened_from`; the chain is left as it is. Files in
-    `directory` are removed by the caller. Raises BrokenChain if the image is
-    no increment, and what `fetch_chain` does.
+    `stillframe_flattened_from`; the chain is left as it is. Works in a private
+    directory below `directory`, which is gone in the end whatever happens.
+    Raises BrokenChain if the image is no increment, and what `chain_of` and
+    `fetch_chain` do.
     """
-    if PARENT_PROPERTY not in images.show(image_id).properties:
+    chain = chain_of(images, image_id)
+    if len(chain) == 1:
         raise BrokenChain(f"image {image_id} is no increment: there is nothing to flatten")
-    top, _ = fetch_chain(images, image_id, directory)
-    whole = directory / "whole"
-    qemu_img.convert(top, "qcow2", whole, "qcow2")
-    new_id = str(uuid.uuid4())
-    images.duplicate_record(
-        image_id,
-        new_id,
-        "",
-        {"stillframe_flattened_from": image_id},
-        without=(*_OF_INCREMENTS, "stillframe_sha512"),
-    )
-    try:
-        images.update(new_id, {"disk_format": "qcow2", "container_format": "bare"})
-        body = _FileBody(whole)
-        LOG.info("Uploading image %s (%d bytes)", new_id, len(body))
-        images.upload(new_id, body)
-        _verify(images, new_id, body)
-        images.update(new_id, {"stillframe_sha512": body.sha512})
-    except BaseException:
-        images.delete(new_id)
-        raise
-    return new_id
+    with tempfile.TemporaryDirectory(prefix="stillframe-flatten-", dir=directory) as private:
+        whole = _make_whole(images, chain, Path(private))
+        return _publish(images, chain[0], whole)
 
 
 class _FileBody:
@@ -130,15 +157,134 @@ class _FileBody:
         self.sha512 = digest.hexdigest()
 
 
+def _parent_of(images: ImageService, image: Image) -> Image:
+    parent = image.properties[PARENT_PROPERTY]
+    # It becomes a part of a URL and of a path.
+    if not uuidutils.is_uuid_like(parent):
+        raise BrokenChain(
+            f"image {image.id} names no image in its property {PARENT_PROPERTY}; "
+            "set it to the parent that the job which made it tells"
+        )
+    try:
+        return images.show(str(uuid.UUID(parent)))
+    except ImageNotFound as error:
+        raise BrokenChain(
+            f"image {image.id} needs image {parent}, which was deleted; take a full snapshot"
+        ) from error
+
+
+def _require_usable(image: Image, top: Image) -> None:
+    if image.owner != top.owner:
+        raise ForeignParent(
+            f"image {image.id} belongs to another project than image {top.id}, which claims to "
+            f"lie on it; set {PARENT_PROPERTY} to the parent that the job which made it tells"
+        )
+    if image.status != "active":
+        raise BrokenChain(
+            f"image {image.id} is {image.status}, not active; reactivate it or take a full snapshot"
+        )
+    if image.disk_format != _FORMAT:
+        raise BrokenChain(
+            f"image {image.id} is {image.disk_format}, but increments and what they lie on are "
+            f"{_FORMAT}; take a full snapshot"
+        )
+
+
+def _require_room(directory: Path, needed_bytes: int, image: Image) -> None:
+    free_bytes = shutil.disk_usage(directory).free
+    if needed_bytes > free_bytes:
+        raise NoRoom(
+            f"image {image.id} and what it lies on need {needed_bytes // _MIB} MiB more of the "
+            f"temporary directory, which has {free_bytes // _MIB} MiB; let TMPDIR name a larger one"
+        )
+
+
 def _fetch(images: ImageService, image: Image, path: Path) -> None:
-    with path.open("wb") as file:
-        digest = hashlib.sha512()
-        for chunk in images.download(image.id):
-            digest.update(chunk)
-            file.write(chunk)
-    expected = image.properties.get("stillframe_sha512") or image.hash_value
-    if expected and image.hash_algorithm == "sha512" and digest.hexdigest() != expected:
-        raise VerifyFailed(f"image {image.id} holds other bytes than were uploaded")
+    digest, fetched = hashlib.sha512(), 0
+    try:
+        with path.open("xb") as file:
+            for chunk in images.download(image.id):
+                fetched += len(chunk)
+                if fetched > (image.size_bytes or 0):
+                    break
+                digest.update(chunk)
+                file.write(chunk)
+    except OSError as error:
+        LOG.error("Image %s cannot be written to %s: %s", image.id, path, error)
+        raise NoRoom(
+            f"image {image.id} cannot be written to the temporary directory "
+            f"({error.strerror}); let TMPDIR name a larger one"
+        ) from error
+    sha512 = digest.hexdigest()
+    hashed = image.hash_algorithm == "sha512"
+    if not hashed:
+        LOG.warning("Image %s: Glance hashes with %s, not sha512", image.id, image.hash_algorithm)
+    # What Glance says, which no tenant can set, then what the property says.
+    for what, found, told in (
+        ("size", fetched, image.size_bytes),
+        ("os_hash_value", sha512, image.hash_value if hashed else sha512),
+        (_SHA512_PROPERTY, sha512, image.properties.get(_SHA512_PROPERTY, sha512)),
+    ):
+        if found != told:
+            raise VerifyFailed(
+                f"image {image.id} holds other bytes than its record says ({what} differs); "
+                "do not use it, take a full snapshot"
+            )
+
+
+def _inspect(image: Image, path: Path) -> int:
+    """Return the virtual size in bytes of a plain qcow2. Raises UnsafeImage for all else."""
+    try:
+        found = format_inspector.detect_file_format(str(path))
+        if found is None or found.NAME != _FORMAT:
+            raise format_inspector.ImageFormatError(f"found {found}")
+        # No backing file, no data file, no feature that is not known to be harmless.
+        found.safety_check()
+    except (format_inspector.ImageFormatError, format_inspector.SafetyCheckFailed) as error:
+        LOG.error("Image %s is refused: %s", image.id, error)
+        raise UnsafeImage(
+            f"image {image.id} is not a {_FORMAT} that stands alone ({error}); no snapshot of "
+            "ours is like that: find out who uploaded it, and delete it"
+        ) from error
+    return int(found.virtual_size)
+
+
+def _make_whole(images: ImageService, chain: list[Image], directory: Path) -> Path:
+    whole = directory / "whole"
+    try:
+        top = fetch_chain(images, chain, directory)
+        # A small file can claim to hold any amount of data, and never fill the disk.
+        most_bytes = qemu_img.measure(top, _FORMAT, _FORMAT)
+        _require_room(directory, most_bytes, chain[0])
+        qemu_img.convert(top, _FORMAT, whole, _FORMAT, most_bytes=most_bytes)
+    except qemu_img.QemuImgError as error:
+        raise BrokenChain(
+            f"image {chain[0].id} and what it lies on make no disk ({error}); the log has "
+            "qemu-img's own words; take a full snapshot"
+        ) from error
+    return whole
+
+
+def _publish(images: ImageService, increment: Image, whole: Path) -> str:
+    new_id = str(uuid.uuid4())
+    try:
+        images.duplicate_record(
+            increment.id,
+            new_id,
+            "",
+            {"stillframe_flattened_from": increment.id},
+            without=_NOT_OF_THE_WHOLE,
+        )
+        images.update(new_id, {"disk_format": _FORMAT, "container_format": "bare"})
+        body = _FileBody(whole)
+        LOG.info("Uploading image %s (%d bytes)", new_id, len(body))
+        images.upload(new_id, body)
+        _verify(images, new_id, body)
+        images.update(new_id, {_SHA512_PROPERTY: body.sha512})
+    except BaseException:
+        images.delete(new_id)
+        raise
+    return new_id
 
 
 def _verify(images: ImageService, image_id: str, body: _FileBody) -> None:
@@ -146,4 +292,6 @@ def _verify(images: ImageService, image_id: str, body: _FileBody) -> None:
     if image.size_bytes != len(body) or (
         image.hash_algorithm == "sha512" and image.hash_value != body.sha512
     ):
-        raise VerifyFailed("the image service holds other bytes than were sent")
+        raise VerifyFailed(
+            f"the image service holds other bytes in image {image_id} than were sent; try again"
+        )

@@ -30,6 +30,8 @@ _CHECK_LIMITS = processutils.ProcessLimits(address_space=8 << 30, cpu_time=600)
 #: A merge writes as much as a guest wrote during a snapshot.
 _COMMIT_TIMEOUT_S = 3600
 _COMMIT_LIMITS = processutils.ProcessLimits(address_space=8 << 30, cpu_time=3600)
+#: A limit that a rounding reaches would end a sound image; this much fills no disk.
+_CONVERT_SLACK_BYTES = 16 << 20
 
 #: Exit status of `qemu-img check`: errors found; leaks found (harmless, space wasted).
 _CHECK_CORRUPT, _CHECK_LEAKED = 2, 3
@@ -126,8 +128,24 @@ def set_backing(path: Path, *, backing_file: Path, backing_format: str) -> None:
     )
 
 
-def convert(source: Path, source_format: str, target: Path, target_format: str) -> None:
-    """Write an image and all it lies on as one whole. Raises QemuImgError."""
+def measure(path: Path, image_format: str, target_format: str) -> int:
+    """Return how many bytes `convert` writes at the most. Raises QemuImgError."""
+    output = run(
+        ["measure", "--output=json", "-f", image_format, "-O", target_format, os.fspath(path)],
+        doing="measuring an image",
+        timeout_s=_CHECK_TIMEOUT_S,
+        limits=_CHECK_LIMITS,
+    )
+    return int(json.loads(output)["required"])
+
+
+def convert(
+    source: Path, source_format: str, target: Path, target_format: str, *, most_bytes: int
+) -> None:
+    """Write an image and all it lies on as one whole of no more than `most_bytes`.
+
+    Raises QemuImgError.
+    """
     run(
         [
             *("convert", "-q", "-f", source_format, "-O", target_format),
@@ -135,7 +153,11 @@ def convert(source: Path, source_format: str, target: Path, target_format: str) 
         ],
         doing="making one image of several",
         timeout_s=_COMMIT_TIMEOUT_S,
-        limits=_COMMIT_LIMITS,
+        limits=processutils.ProcessLimits(
+            address_space=_COMMIT_LIMITS.address_space,
+            cpu_time=_COMMIT_LIMITS.cpu_time,
+            file_size=most_bytes + _CONVERT_SLACK_BYTES,
+        ),
     )
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import subprocess
 import sys
@@ -80,6 +81,29 @@ def cloud(
             yield cloud
         finally:
             cloud.stop()
+
+
+@pytest.fixture(scope="session")
+def base_image_sha256(guest_image: Path) -> str:
+    """Hash of the image that the guests' disks lie on, before any test."""
+    return _sha256(guest_image / "disk.qcow2")
+
+
+@pytest.fixture(autouse=True)
+def _base_image_is_never_touched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Other instances may share it: whatever a test does, it stays as it was."""
+    if "cloud" not in request.fixturenames:
+        yield
+        return
+    image: Path = request.getfixturevalue("guest_image")
+    before: str = request.getfixturevalue("base_image_sha256")
+    yield
+    assert _sha256(image / "disk.qcow2") == before
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,9 @@ import pytest
 from common import broker
 from common.errors import BrokerUnavailable
 from tests.functional.conftest import ROOT, python
+from tests.unit.common.test_broker import self_signed
 from tools.stack.container import ContainerBroker, usable_image
+from tools.stack.process import free_port
 from tools.stack.rabbitmq import RabbitMq
 
 
@@ -64,6 +66,66 @@ def test_a_wrong_password_is_told_as_such(transport_url: str) -> None:
     with pytest.raises(BrokerUnavailable, match="refuses") as raised:
         broker.check(transport_url.replace("guest:guest", "guest:wrong"), [])
     assert "wrong" not in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def tls_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A RabbitMQ that speaks TLS on a port of its own; that port's URL, and the CA's file."""
+    directory = tmp_path_factory.mktemp("rabbitmq-tls")
+    certificate, port = self_signed(directory), free_port()
+    (directory / "conf.d").mkdir()
+    (directory / "conf.d" / "tls.conf").write_text(
+        f"listeners.ssl.1 = 127.0.0.1:{port}\n"
+        f"ssl_options.certfile = {certificate}\n"
+        f"ssl_options.keyfile = {certificate.with_name('key.pem')}\n"
+        "ssl_options.verify = verify_none\n"
+    )
+    server = RabbitMq(directory)
+    try:
+        server.start()
+        yield f"rabbit://guest:guest@localhost:{port}/", certificate
+    finally:
+        server.stop()
+
+
+def test_a_broker_behind_tls_is_reached_as_the_daemons_reach_it(
+    tls_broker: tuple[str, Path],
+) -> None:
+    url, certificate = tls_broker
+    options = {"ssl": True, "ssl_ca_file": str(certificate)}
+    assert broker.check(url, [], options=options).healthy
+    with pytest.raises(BrokerUnavailable):
+        broker.check(url, [], timeout_s=2)
+
+
+CHECK = """
+import sys
+from api_service.app import check_broker
+from common import conf, rpc
+settings = conf.load(["--config-file", sys.argv[1]], "test")
+rpc.register_options(settings)
+print(check_broker(settings, []).server)
+"""
+
+
+def test_the_check_finds_the_options_of_tls_where_no_transport_was_made(
+    tls_broker: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, certificate = tls_broker
+    config = tmp_path / "stillframe.conf"
+    config.write_text(
+        f"[DEFAULT]\ntransport_url = {url}\n"
+        f"[oslo_messaging_rabbit]\nssl = true\nssl_ca_file = {certificate}\n"
+    )
+    done = subprocess.run(
+        [python(), "-c", CHECK, str(config)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.strip() == "RabbitMQ", done.stderr
 
 
 CAST_TO_NOBODY = """

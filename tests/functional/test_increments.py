@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import signal
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.functional.meddler import Meddler
 from tests.functional.snapshots import Asked, ask, leftovers, wait_for
 from tests.functional.test_snapshot import assert_sound
 from tools.stack.cloud import Cloud
@@ -170,3 +175,82 @@ def test_flattening_what_is_no_increment_says_so(cloud: Cloud, guest: Guest) -> 
     with pytest.raises(subprocess.CalledProcessError) as failed:
         cloud.manage("image", "flatten", full.image_id)
     assert "no increment" in failed.value.stderr
+
+
+def refused_to_flatten(cloud: Cloud, image_id: str, directory: Path) -> str:
+    """Flatten in vain; return what is said, once no image and no temporary file is left of it."""
+    command = [*cloud._command("stillframe-manage", logs=False), "image", "flatten", image_id]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "TMPDIR": str(directory)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert flattened_of(cloud, image_id) == []
+    assert list(directory.glob("stillframe-*")) == []
+    return done.stderr.splitlines()[-1]
+
+
+def flattened_of(cloud: Cloud, image_id: str) -> list[Any]:
+    url = f"{cloud.glance.endpoint}/v2/images?stillframe_flattened_from={image_id}"
+    found: list[Any] = requests.get(url, timeout=10).json()["images"]
+    return found
+
+
+def set_property(cloud: Cloud, image_id: str, name: str, value: str) -> None:
+    """Do what the image's project may."""
+    answer = requests.patch(
+        f"{cloud.glance.endpoint}/v2/images/{image_id}",
+        json=[{"op": "replace", "path": f"/{name}", "value": value}],
+        headers={"Content-Type": "application/openstack-images-v2.1-json-patch"},
+        timeout=10,
+    )
+    assert answer.ok, answer.text
+
+
+def test_flattening_follows_no_parent_into_another_project(
+    cloud: Cloud, guest: Guest, tmp_path: Path
+) -> None:
+    increment(cloud, guest)
+    asked, _ = increment(cloud, guest)
+    theirs = str(uuid.uuid4())
+    record = {"id": theirs, "owner": "theirs", "disk_format": "qcow2", "container_format": "bare"}
+    images = f"{cloud.glance.endpoint}/v2/images"
+    assert requests.post(images, json=record, timeout=10).ok
+    set_property(cloud, asked.image_id, "stillframe_parent", theirs)
+    said = refused_to_flatten(cloud, asked.image_id, tmp_path)
+    assert theirs in said
+    assert "another project" in said
+
+
+def test_flattening_takes_glance_s_hash_for_true_and_no_property(
+    cloud: Cloud, guest: Guest, tmp_path: Path
+) -> None:
+    parent, _ = increment(cloud, guest)
+    asked, _ = increment(cloud, guest)
+    stored = cloud.glance.images / parent.image_id
+    data = bytearray(stored.read_bytes())
+    data[-1] ^= 1
+    stored.write_bytes(data)
+    sha512 = hashlib.sha512(data).hexdigest()
+    set_property(cloud, parent.image_id, "stillframe_sha512", sha512)
+    assert "os_hash_value" in refused_to_flatten(cloud, asked.image_id, tmp_path)
+
+
+def test_flattening_that_is_told_to_stop_leaves_nothing(
+    cloud: Cloud, guest: Guest, meddler: Meddler, tmp_path: Path
+) -> None:
+    increment(cloud, guest)
+    asked, _ = increment(cloud, guest)
+    meddler.flows.clear()
+    command = [*cloud._command("stillframe-manage", logs=False), "image", "flatten", asked.image_id]
+    with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)}) as flattening:
+        wait_for(lambda: flattened_of(cloud, asked.image_id), "the record of the whole")
+        assert list(tmp_path.glob("stillframe-*")) != []
+        flattening.send_signal(signal.SIGTERM)
+        assert flattening.wait(60) == 1
+    assert flattened_of(cloud, asked.image_id) == []
+    assert list(tmp_path.glob("stillframe-*")) == []

@@ -12,23 +12,24 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from cheroot import server as cheroot
 from cheroot import wsgi
 from oslo_config import cfg
 from oslo_db import exception as db_errors
 from oslo_log import log as oslo_log
 
-from api_service.app import LOG_FILE, PROG, Parts, make_parts
+from api_service.app import LOG_FILE, PROG, Parts, check_broker, make_parts
 from api_service.reaper import Reaper
 from api_service.status import StatusEndpoint
 from common import conf, daemon, log
 from common.errors import ConfigurationError, StillframeError
 from common.messages import API_TOPIC, RPC_VERSION
-from common.rpc import RpcService
 
 LOG = logging.getLogger(__name__)
 
 
 _LISTEN_BACKLOG = 128
+_UNREAD_MAX_BYTES = 1 << 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +69,39 @@ def _is_loopback(address: str) -> bool:
         return address == "localhost"  # any other name may be resolved to anything
 
 
+class _Request(cheroot.HTTPRequest):
+    """cheroot's request, whose connection is closed where its body's end was not found.
+
+    cheroot would take what follows for the next request, or wait for it once more.
+    """
+
+    def read_request_headers(self) -> bool:
+        """Refuse a length that is no number (`int` takes `+1` and `1_0`)."""
+        if not super().read_request_headers():  # type: ignore[no-untyped-call]
+            return False
+        length = self.inheaders.get(b"Content-Length", b"0").strip()
+        if not length.isdigit():
+            self.simple_response("400 Bad Request", "Malformed Content-Length Header.")
+            return False
+        return True
+
+    def send_headers(self) -> None:
+        """Read what nobody wanted of the body, so that the reply is read; or give up."""
+        if b"Transfer-Encoding" in self.inheaders:
+            self.close_connection = True
+        elif (unread := getattr(self.rfile, "remaining", 0)) > 0:
+            try:
+                self.rfile.read(min(unread, _UNREAD_MAX_BYTES))
+            except OSError:
+                LOG.debug("The rest of a request's body did not come")
+            self.close_connection = self.close_connection or self.rfile.remaining > 0
+        super().send_headers()
+
+
+class _Connection(cheroot.HTTPConnection):
+    RequestHandlerClass = _Request
+
+
 class HttpServer:
     """cheroot as one of the daemon's services."""
 
@@ -82,6 +116,7 @@ class HttpServer:
             # cheroot's 5 makes a burst wait a second for TCP to try again, or be reset.
             request_queue_size=_LISTEN_BACKLOG,
         )
+        self._server.ConnectionClass = _Connection
         self._thread = threading.Thread(target=self._server.serve, name="http", daemon=True)
 
     def start(self) -> None:
@@ -101,7 +136,7 @@ class HttpServer:
 
 def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
     endpoint = StatusEndpoint(parts.ledger, parts.inventory)
-    server = parts.transport.server(
+    server = parts.transport.service(
         topic=API_TOPIC, host=socket.gethostname(), version=RPC_VERSION, endpoint=endpoint
     )
     reaper = Reaper(
@@ -112,8 +147,9 @@ def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
         dispatcher=parts.dispatcher,
         interval_s=settings.api.dispatch_interval,
         silence_s=settings.api.job_silence_timeout,
+        is_consuming=lambda: _is_consuming(settings),
     )
-    services: list[daemon.Service] = [RpcService(server), reaper]
+    services: list[daemon.Service] = [server, reaper]
     checks = [reaper.alive]
     if settings.api.serve_http:
         http = HttpServer(parts.application, settings)
@@ -128,8 +164,16 @@ def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
     )
 
 
+def _is_consuming(settings: cfg.ConfigOpts) -> bool:
+    """Tell whether the agents' reports are read, by this process or another."""
+    try:
+        return check_broker(settings, []).healthy
+    except StillframeError:
+        return False
+
+
 def _reload(settings: cfg.ConfigOpts) -> None:
-    settings.mutate_config_files()
+    conf.read_again(settings)
     oslo_log.setup(settings, "stillframe")
 
 

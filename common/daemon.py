@@ -7,7 +7,8 @@ clean-up on SIGTERM.
 
     SIGTERM, SIGINT   stop the services, last started first, within the time
                       given to each; a second one ends the process at once
-    SIGHUP            `reload` is called (mutable options are read again)
+    SIGHUP            `reload` is called (mutable options are read again);
+                      where it raises, the daemon goes on as before
     SIGUSR2           every thread's stack goes to stderr
 
 systemd is told READY, STOPPING, STATUS and, while `healthy` says so, WATCHDOG.
@@ -50,8 +51,8 @@ class Service(Protocol):
 class Daemon:
     """Runs services until a signal ends them.
 
-    `reload` is called on SIGHUP; `healthy` feeds systemd's watchdog and should
-    look at the working loops, not merely return.
+    `reload` is called on SIGHUP, and changes nothing where it raises; `healthy`
+    feeds systemd's watchdog and should look at the working loops, not merely return.
     """
 
     def __init__(
@@ -78,10 +79,13 @@ class Daemon:
         started: list[Service] = []
         try:
             for service in self._services:
+                if self._stopping:
+                    break
                 service.start()
                 started.append(service)
-            notify("READY=1", f"STATUS={self._name} is serving")
-            LOG.info("%s is ready", self._name)
+            else:
+                notify("READY=1", f"STATUS={self._name} is serving")
+                LOG.info("%s is ready", self._name)
             self._obey_until_told_to_stop()
         finally:
             self._stop(started)
@@ -112,8 +116,15 @@ class Daemon:
             if number in _STOP_SIGNALS:
                 LOG.info("%s stops on %s", self._name, signal.Signals(number).name)
                 return
-            LOG.info("%s reads its mutable options again", self._name)
+            self._read_options_again()
+
+    def _read_options_again(self) -> None:
+        LOG.info("%s reads its mutable options again", self._name)
+        try:
             self._reload()
+        except (Exception, SystemExit) as error:  # oslo.config may end the process over a value
+            LOG.error("%s: options not read; the old ones stay: %s", self._name, error)
+        else:
             LOG.info("%s obeys them", self._name)
 
     def _stop(self, started: list[Service]) -> None:

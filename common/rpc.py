@@ -6,11 +6,17 @@ no endpoint speaks (another major version, an unknown method) goes to the
 server's `on_refused` instead of vanishing in a traceback. Casts use
 `at_least_once`, so that one to a queue that does not exist raises at once
 instead of being lost silently.
+
+oslo.messaging itself waits for a broker that is away without end, in whatever
+it does. So a server starts in a thread of its own, and clients look for the
+broker first, where they have reason to, and try but a few times.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +32,9 @@ from oslo_service import backend as service_backend  # noqa: E402
 service_backend.init_backend(service_backend.BackendType.THREADING)
 
 import oslo_messaging  # noqa: E402
+from kombu.exceptions import OperationalError  # noqa: E402
 from oslo_config import cfg  # noqa: E402
+from oslo_messaging import opts as messaging_opts  # noqa: E402
 from oslo_messaging.rpc import dispatcher as rpc_dispatcher  # noqa: E402
 
 from common.context import RequestContext, from_wire  # noqa: E402
@@ -35,6 +43,12 @@ from common.errors import AgentUnavailable, BrokerUnavailable, StillframeError  
 LOG = logging.getLogger(__name__)
 
 Refused = Callable[[Mapping[str, Any], Mapping[str, Any], str], None]
+
+_AMQP_PORT = 5672
+_CONNECT_TIMEOUT_S = 2.0
+#: How long a daemon's start waits for its server to consume, before it goes on without.
+_START_PATIENCE_S = 3.0
+_AGAIN_S = 2.0
 
 
 class _ContextSerializer(oslo_messaging.NoOpSerializer):  # type: ignore[misc]
@@ -72,8 +86,41 @@ class Transport:
     """One connection pool to the broker; made once by a daemon's composition root."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
-        self._conf = conf
         self._transport = oslo_messaging.get_rpc_transport(conf)
+        url = oslo_messaging.TransportURL.parse(conf)
+        hosts = [(host.hostname or "localhost", host.port or _AMQP_PORT) for host in url.hosts]
+        in_memory = url.transport == "fake"
+        self._brokers = hosts or ([] if in_memory else [("localhost", _AMQP_PORT)])
+
+    def require_broker(self) -> None:
+        """Raise BrokerUnavailable unless a host of transport_url takes a connection."""
+        failure = None
+        for address in self._brokers:
+            try:
+                socket.create_connection(address, _CONNECT_TIMEOUT_S).close()
+            except OSError as error:
+                failure = BrokerUnavailable(f"no broker at {address[0]}:{address[1]}: {error}")
+            else:
+                return
+        if failure is not None:
+            raise failure
+
+    def service(
+        self,
+        *,
+        topic: str,
+        host: str,
+        version: str,
+        endpoint: object,
+        on_refused: Refused | None = None,
+    ) -> RpcService:
+        """Return the RPC server for `endpoint` as a service of a daemon."""
+        return RpcService(
+            lambda: self.server(
+                topic=topic, host=host, version=version, endpoint=endpoint, on_refused=on_refused
+            ),
+            self.require_broker,
+        )
 
     def server(
         self,
@@ -93,7 +140,17 @@ class Transport:
 
     def client(self, *, topic: str, version: str, timeout_s: float) -> Client:
         """Return a client that casts to, and calls, the servers of `topic`."""
-        return Client(self._transport, topic, version, timeout_s)
+        target = oslo_messaging.Target(topic=topic, version=version)
+        client = oslo_messaging.get_rpc_client(
+            self._transport,
+            target,
+            timeout=timeout_s,
+            # Each host of transport_url once, and one of them again.
+            retry=max(1, len(self._brokers)),
+            serializer=_ContextSerializer(),
+            transport_options=oslo_messaging.TransportOptions(at_least_once=True),
+        )
+        return Client(client, topic, self.require_broker)
 
     def close(self) -> None:
         """Close every connection of the pool."""
@@ -103,15 +160,12 @@ class Transport:
 class Client:
     """Casts and calls with every wait bounded and every failure typed."""
 
-    def __init__(self, transport: Any, topic: str, version: str, timeout_s: float) -> None:
+    def __init__(self, client: Any, topic: str, require_broker: Callable[[], None]) -> None:
+        self._client = client
         self._topic = topic
-        self._client = oslo_messaging.get_rpc_client(
-            transport,
-            oslo_messaging.Target(topic=topic, version=version),
-            timeout=timeout_s,
-            serializer=_ContextSerializer(),
-            transport_options=oslo_messaging.TransportOptions(at_least_once=True),
-        )
+        self._require_broker = require_broker
+        #: Nothing was sent yet, or the broker was away: look before sending.
+        self._in_doubt = True
 
     def cast(
         self, context: RequestContext, method: str, *, host: str | None = None, **arguments: Any
@@ -138,40 +192,103 @@ class Client:
         arguments: Mapping[str, Any],
     ) -> Any:
         client = self._client.prepare(server=host) if host else self._client
+        # A call may have to make the queue for its answer first, which knows no end.
+        if self._in_doubt or way == "call":
+            self._require_broker()
         try:
-            return getattr(client, way)(context, method, **arguments)
+            answer = getattr(client, way)(context, method, **arguments)
         except oslo_messaging.exceptions.MessageUndeliverable:
             raise AgentUnavailable(
                 f"nothing listens on {self._topic}{f' for host {host}' if host else ''}"
             ) from None
         except oslo_messaging.MessagingTimeout as timeout:
             raise AgentUnavailable(f"no answer to {method} in time: {timeout}") from timeout
-        except (oslo_messaging.MessageDeliveryFailure, OSError) as failure:
+        except (oslo_messaging.MessageDeliveryFailure, OperationalError, OSError) as failure:
+            self._in_doubt = True
             raise BrokerUnavailable(f"{method} could not be sent: {failure}") from failure
+        self._in_doubt = False
+        return answer
 
 
 class RpcService:
-    """oslo.messaging's server as one of the daemon's services."""
+    """oslo.messaging's server as one of the daemon's services.
+
+    `make_server` returns an unstarted one, `require_broker` raises while starting
+    it is in vain. A broker that is away holds up neither the daemon's start nor
+    its end: consuming begins when it comes.
+    """
 
     name = "rpc server"
 
-    def __init__(self, server: Any) -> None:
-        self._server = server
+    def __init__(
+        self, make_server: Callable[[], Any], require_broker: Callable[[], None] = lambda: None
+    ) -> None:
+        self._make_server = make_server
+        self._require_broker = require_broker
+        self._lock = threading.Lock()
+        self._server: Any = None
+        self._is_late = False
+        self._tried = threading.Event()
+        self._stopping = threading.Event()
+        # A daemon thread: where oslo.messaging waits for ever, nothing ends it but the process.
+        self._thread = threading.Thread(target=self._run, name="rpc-start", daemon=True)
 
     def start(self) -> None:
-        """Begin to consume."""
-        self._server.start()
+        """Begin to consume; return soon, also where that must wait for the broker."""
+        self._thread.start()
+        if not self._tried.wait(_START_PATIENCE_S):
+            self._say_late("it does not let this daemon in")
 
     def stop(self, deadline: float) -> None:
         """Consume no more, and let the methods at work return, while there is time."""
-        self._server.stop()
+        with self._lock:
+            self._stopping.set()
+            server = self._server
+        if server is None:
+            return  # still waiting for the broker: there is nothing to end
+        server.stop()
         try:
-            self._server.wait(timeout=max(0.1, deadline - time.monotonic()))
+            server.wait(timeout=max(0.1, deadline - time.monotonic()))
         except oslo_messaging.server.TaskTimeout:
             LOG.warning("A message is still being handled; its work is in the journal or ledger")
 
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            failure = None
+            try:
+                self._begin()
+            except Exception as error:
+                # Whatever it is (the broker away, a user that it refuses), only trying on helps.
+                failure = error
+            if failure is not None:
+                self._say_late(failure)
+            self._tried.set()
+            if failure is None:
+                return
+            self._stopping.wait(_AGAIN_S)
+
+    def _begin(self) -> None:
+        self._require_broker()
+        server = self._make_server()  # one that failed to start cannot be started again
+        server.start()
+        with self._lock:
+            self._server = server
+            was_stopped = self._stopping.is_set()
+        if was_stopped:
+            server.stop()
+        elif self._is_late:
+            LOG.info("The broker is there: messages are consumed now")
+
+    def _say_late(self, why: object) -> None:
+        if not self._is_late:
+            self._is_late = True
+            LOG.warning("Messages are not consumed yet, waiting for the broker: %s", why)
+
 
 def register_options(conf: cfg.ConfigOpts) -> None:
-    """Register `transport_url` where no transport is made (the operator's tool)."""
+    """Register `transport_url` and RabbitMQ's group where no transport is made (manage)."""
     oslo_messaging.set_transport_defaults("openstack")
     oslo_messaging.TransportURL.parse(conf)
+    for group, options in messaging_opts.list_opts():
+        if group == "oslo_messaging_rabbit":
+            conf.register_opts(options, group=group)

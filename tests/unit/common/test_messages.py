@@ -75,6 +75,43 @@ def test_what_does_not_fit_is_named(wire: object, named: str) -> None:
         SnapshotRequest.from_wire(wire)
 
 
+@pytest.mark.parametrize("limit", [-1, 1_000_001, 10**250])
+def test_a_limit_that_is_none_is_refused(limit: int) -> None:
+    with pytest.raises(MalformedMessage, match="bandwidth_limit must not be"):
+        SnapshotRequest.from_wire(request(options={"bandwidth_limit": limit}))
+
+
+@pytest.mark.parametrize(
+    ("state", "image_id", "named"),
+    [
+        ("pending", IMAGE, "state must be an end"),
+        ("running", IMAGE, "state must be an end"),
+        ("done", "golden", "image_id must be a UUID"),
+    ],
+)
+def test_an_outcome_that_is_none_is_refused(state: str, image_id: str, named: str) -> None:
+    with pytest.raises(MalformedMessage, match=named):
+        JobOutcome.from_wire(outcome(state, image_id))
+
+
+def test_a_refusal_may_name_whatever_was_refused() -> None:
+    """The agent answers a malformed cast with what stood in it."""
+    assert JobOutcome.from_wire(outcome("error", "golden")).image_id == "golden"
+
+
+def outcome(state: str, image_id: str) -> dict[str, Any]:
+    return {
+        "job_id": JOB,
+        "kind": "snapshot",
+        "host": "h",
+        "instance": {"uuid": INSTANCE},
+        "image_id": image_id,
+        "state": state,
+        "accepted_at": 1.0,
+        "finished_at": 2.0,
+    }
+
+
 def test_an_unknown_word_is_refused_with_the_known_ones() -> None:
     record = {
         "uuid": INSTANCE,

@@ -6,10 +6,14 @@ from __future__ import annotations
 import datetime as dt
 
 from api_service.store.inventory import Inventory
-from api_service.store.records import Agent
+from api_service.store.records import Agent, Job
 from common import clock
 from common.errors import AgentUnavailable
 from common.messages import RPC_VERSION
+
+#: Between an agent's word that it has a job and the first list that must name it.
+_LIST_MARGIN = dt.timedelta(seconds=10)
+_LISTS = 2
 
 
 class Agents:
@@ -29,7 +33,11 @@ class Agents:
 
     def live_hosts(self) -> frozenset[str]:
         """Return the hosts whose agent is up."""
-        return frozenset(agent.host for agent in self.all() if self.is_up(agent))
+        return frozenset(self.live())
+
+    def live(self) -> dict[str, Agent]:
+        """Return the agents that are up, by host."""
+        return {agent.host: agent for agent in self.all() if self.is_up(agent)}
 
     def require_up(self, host: str) -> None:
         """Raise AgentUnavailable, in a tenant's words, unless the host's agent can take a job."""
@@ -43,3 +51,20 @@ class Agents:
                 "the compute agent of this instance's host speaks another version "
                 f"({agent.rpc_version}, this API {RPC_VERSION}); the operator must upgrade one"
             )
+
+
+def has_lost(agent: Agent, job: Job) -> bool:
+    """Tell whether an agent does not know a job any more that it had accepted.
+
+    Two complete lists in a row must lack it, each made (by the host's clock) and
+    taken (by ours) after the last that was heard of the job: one alone may have
+    waited in a queue, and a host's clock may be put back.
+    """
+    said = [one for one in (job.accepted_at, job.progress_at) if one is not None]
+    if not said or job.reported_at is None or len(agent.open_jobs) < _LISTS:
+        return False
+    since, heard_at = max(said) + _LIST_MARGIN, job.reported_at
+    return all(
+        job.id not in one.jobs and one.at > since and one.taken_at > heard_at
+        for one in agent.open_jobs
+    )

@@ -73,6 +73,7 @@ ROUTES: tuple[tuple[str, type[Resource], str | None], ...] = (
 PIPELINE: tuple[type[Any], ...] = (
     middleware.RequestIds,
     middleware.RequestLog,
+    middleware.WholeRequests,
     middleware.Microversions,
     middleware.NoIdentity,
 )
@@ -179,7 +180,9 @@ def register_database_options(settings: cfg.ConfigOpts) -> None:
 def check_broker(settings: cfg.ConfigOpts, hosts: list[str]) -> broker.BrokerReport:
     """Look at the broker, the API's queue and the queues of `hosts`."""
     queues = broker.agent_queues(hosts) if hosts else [API_TOPIC]
-    return broker.check(settings.transport_url, queues, _BROKER_TIMEOUT_S)
+    # Registered with the transport, unless that is not RabbitMQ's.
+    options = getattr(settings, "oslo_messaging_rabbit", None)
+    return broker.check(settings.transport_url, queues, _BROKER_TIMEOUT_S, options)
 
 
 def _look_at_database(database: Database) -> None:

@@ -63,14 +63,19 @@ class Dispatcher:
     def cast_limit(self, job_id: str) -> bool:
         """Cast the limit that a job got while it ran; False if that failed."""
         job = self._ledger.find(job_id)
-        return job is None or job.state in ENDED or self._try(job, self._agent_client.adjust)
+        if job is None or job.state in ENDED or not job.limit_due:
+            return True
+        done = self._try(job, self._agent_client.adjust)
+        if done:
+            self._ledger.was_limited(job.id, job.options.get("bandwidth_limit") or 0)
+        return done
 
     def _try(self, job: Job, cast: Callable[[Job], None]) -> bool:
         with _bound(job):
             try:
                 cast(job)
             except StillframeError as error:
-                LOG.warning("Job %s could not be cast and is tried again: %s", job.id, error)
+                LOG.warning("Job %s: a cast failed and is tried again: %s", job.id, error)
                 return False
             return True
 

@@ -7,6 +7,7 @@
     ├── Forbidden            the policy says no
     ├── NotFound             nothing is there under this URL, for this caller
     ├── VersionUnsupported   a microversion that this API does not speak
+    ├── LengthRequired       the body comes without its length
     ├── Conflict             the state of the thing excludes the request now
     └── RequestTooLarge      the body is longer than any honest one
 
@@ -52,6 +53,12 @@ class VersionUnsupported(ApiError):
     """The microversion asked for lies outside of what this API speaks."""
 
     code = "version_unsupported"
+
+
+class LengthRequired(ApiError):
+    """The body is sent in chunks, and not every server in front of us tells where it ends."""
+
+    code = "length_required"
 
 
 class Conflict(ApiError):

@@ -12,6 +12,8 @@ import dataclasses
 import logging
 
 import falcon
+from oslo_db import exception as db_errors
+from sqlalchemy.exc import SQLAlchemyError
 
 from api_service import errors as api
 from common import errors as common
@@ -21,6 +23,7 @@ LOG = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 5
 _NO_ROUTE = "The resource could not be found."
+_NO_DATABASE = "The database of this service does not answer now; try again."
 _UNEXPECTED = (
     "Unexpected API Error. Please report this with the request id to the operator of this cloud."
 )
@@ -48,6 +51,7 @@ FAULTS: dict[type[Exception], Fault] = {
     api.Forbidden: Fault(status=403, name="forbidden"),
     api.NotFound: NOT_FOUND,
     api.VersionUnsupported: Fault(status=406, name="computeFault"),
+    api.LengthRequired: Fault(status=411, name="computeFault"),
     api.Conflict: CONFLICT,
     api.RequestTooLarge: Fault(status=413, name="overLimit"),
     common.ConfigurationError: UNAVAILABLE,
@@ -61,6 +65,9 @@ FAULTS: dict[type[Exception], Fault] = {
     glance.ImageNotFound: NOT_FOUND,
     glance.ImageServiceUnavailable: UNAVAILABLE,
     glance.ImageRefused: BAD_REQUEST,
+    db_errors.DBError: UNAVAILABLE,
+    # What oslo.db leaves as it is: no connection became free in time.
+    SQLAlchemyError: UNAVAILABLE,
 }
 
 #: What Glance refuses, told as Nova tells it.
@@ -95,6 +102,11 @@ def handle(
     if fault is INTERNAL:
         LOG.error("%s %s failed in an unforeseen way", request.method, request.path, exc_info=error)
         _tell(response, fault, _UNEXPECTED)
+        return
+    if isinstance(error, db_errors.DBError | SQLAlchemyError):
+        # Its words hold statements and addresses.
+        LOG.error("%s %s: the database failed", request.method, request.path, exc_info=error)
+        _tell(response, fault, _NO_DATABASE)
         return
     LOG.info("%s %s refused with %d: %s", request.method, request.path, fault.status, error)
     _tell(response, fault, str(error))

@@ -66,8 +66,8 @@ class ImageRecords(Protocol):
     def create(self, image_id: str, record: Mapping[str, Any]) -> Any:
         """Create a record of the given id."""
 
-    def show(self, image_id: str) -> Any:
-        """Return a record."""
+    def look(self, image_id: str) -> Any:
+        """Return a record, in one try."""
 
     def delete(self, image_id: str) -> None:
         """Delete a record; one that is gone is fine."""

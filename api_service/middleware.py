@@ -2,19 +2,22 @@
 """What happens to every request before its resource sees it: PIPELINE in `app` names the order.
 
 Each class is falcon middleware. `RequestIds` binds the context that puts
-`[req-…]` on every log line, `Identity` says who asks, `Microversions` which
-version is spoken; `RequestLog` tells the log how it ended.
+`[req-…]` on every log line, `WholeRequests` refuses what cannot be read,
+`NoIdentity` says who asks, `Microversions` which version is spoken;
+`RequestLog` tells the log how it ended, `LoopbackOnly` keeps strangers from `noauth`.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
+import re
 import time
 
 import falcon
 
 from api_service import microversions
-from api_service.errors import Unauthenticated
+from api_service.errors import BadRequest, Forbidden, LengthRequired, Unauthenticated
 from common import context
 from common.context import RequestContext
 
@@ -22,7 +25,9 @@ LOG = logging.getLogger(__name__)
 
 #: What answers without an identity: clients discover versions before they log in.
 _OPEN_PATHS = frozenset({"", "/v2", "/v2.1", "/v3", "/healthcheck"})
-_NOVA_PREFIX = "/v2"
+_NOVA_PREFIX = "/v2.1"
+#: It stands in every line of the log.
+_REQUEST_ID = re.compile("req-[A-Za-z0-9-]{1,60}")
 
 
 class RequestIds:
@@ -37,6 +42,18 @@ class RequestIds:
         request.context.began = time.monotonic()
         response.set_header("X-Openstack-Request-Id", bound.request_id)
         response.set_header("X-Compute-Request-Id", bound.request_id)
+
+
+class LoopbackOnly:
+    """Serves callers of this host alone: for `noauth` where another server chose the address."""
+
+    def process_request(self, request: falcon.Request, _response: falcon.Response) -> None:
+        """Raise Forbidden for a caller from elsewhere."""
+        if not ipaddress.ip_address(request.remote_addr).is_loopback:
+            raise Forbidden(
+                "This API believes everybody ([api] auth_strategy = noauth) and so serves its own "
+                "host alone; noauth_anywhere = true lets others in."
+            )
 
 
 class RequestLog:
@@ -62,6 +79,18 @@ class RequestLog:
         )
 
 
+class WholeRequests:
+    """Refuses what no resource could make sense of."""
+
+    def process_request(self, request: falcon.Request, _response: falcon.Response) -> None:
+        """Raise LengthRequired for a body in chunks, BadRequest for a NUL in the query."""
+        if request.get_header("Transfer-Encoding"):
+            raise LengthRequired("The body of a request must come with a Content-Length.")
+        if "%00" in request.query_string or "\x00" in request.query_string:
+            # Not every database takes it, and no name holds one.
+            raise BadRequest("Invalid input for query parameters: a NUL.")
+
+
 class Microversions:
     """Finds the microversion of requests to Nova's API and repeats it in the reply."""
 
@@ -84,8 +113,9 @@ class NoIdentity:
         """Complete the request's context, or raise Unauthenticated."""
         if request.path.rstrip("/") in _OPEN_PATHS:
             return
-        user, _, project = (request.get_header("X-Auth-Token") or "").partition(":")
-        if not user:
+        token = request.get_header("X-Auth-Token") or ""
+        user, _, project = token.partition(":")
+        if not user or not token.isprintable():
             raise Unauthenticated(
                 "The request you have made requires authentication: send the header "
                 "X-Auth-Token: USER:PROJECT."
@@ -96,4 +126,4 @@ class NoIdentity:
 
 
 def _is_request_id(value: str | None) -> bool:
-    return bool(value) and str(value).startswith("req-") and len(str(value)) <= 64
+    return _REQUEST_ID.fullmatch(value or "") is not None

@@ -122,16 +122,15 @@ class Snapshots:
         return job
 
     def _undo(self, job: Job, error: Exception) -> None:
-        """Let the instance go; the record may have been made although the answer was lost."""
+        """Let the instance go; the record may have been made although the answer was lost.
+
+        It is the reaper's to remove: a Glance that hangs must not hang this request twice.
+        """
         reason = error.message if isinstance(error, StillframeError) else "the request failed"
         code = error.code if isinstance(error, StillframeError) else "internal_error"
-        self.ledger.fail(job.id, reason, code)
-        try:
-            self.images.delete(job.image_id)
-        except StillframeError as failure:
-            LOG.warning("Image %s is removed later: %s", job.image_id, failure)
-        else:
-            self.ledger.was_discarded(job.id)
+        if self.ledger.fail(job.id, reason, code) is None:
+            # The reaper was quicker, and may have looked before the record was there.
+            self.ledger.discard(job.id)
 
 
 def _is_option(key: str) -> bool:

@@ -60,6 +60,12 @@ class StatusEndpoint:
             job = self._ledger.finish(outcome)
             if job is not None:
                 self._tell(outcome)
+            elif self._ledger.find(outcome.job_id) is None:
+                LOG.warning(
+                    "Dropped the outcome of job %s, which names no ids: %s",
+                    outcome.job_id,
+                    outcome.reason,
+                )
         return {"recorded": True}
 
     def _tell(self, outcome: JobOutcome) -> None:

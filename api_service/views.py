@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from api_service.microversions import MAXIMUM, MINIMUM, Version
@@ -31,7 +31,14 @@ _REBUILDING = {
     TaskState.REBUILD_BLOCK_DEVICE_MAPPING,
     TaskState.REBUILD_SPAWNING,
 }
-VM_STATES_OF_STATUS = {status: vm_state for vm_state, status in _STATUS.items()}
+_VM_STATES_OF_STATUS = {status: str(vm_state) for vm_state, status in _STATUS.items()}
+#: Every status of Nova's; instances of ours are never in most of those that we do not make.
+STATUSES = frozenset(
+    """
+    ACTIVE BUILD DELETED ERROR HARD_REBOOT MIGRATING PASSWORD PAUSED REBOOT REBUILD RESCUE RESIZE
+    REVERT_RESIZE SHELVED SHELVED_OFFLOADED SHUTOFF SOFT_DELETED SUSPENDED UNKNOWN VERIFY_RESIZE
+    """.split()  # noqa: SIM905 # as words it can be read
+)
 
 _MIB_PER_GIB = 1024
 
@@ -43,6 +50,8 @@ class Viewer:
     base_url: str
     version: Version
     is_admin: bool
+    #: May see where a server runs, and the other `OS-EXT-SRV-ATTR`.
+    sees_hosts: bool
     #: The hosts whose agent is up, for `host_status`.
     live_hosts: frozenset[str] = frozenset()
 
@@ -50,6 +59,13 @@ class Viewer:
 def status_of(instance: Instance) -> str:
     """Return Nova's one word for where an instance stands."""
     return "REBUILD" if instance.task_state in _REBUILDING else _STATUS[instance.vm_state]
+
+
+def states_of(statuses: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the vm states and the task states that are shown as one of these statuses."""
+    wanted = set(statuses)
+    vm_states = tuple(sorted(_VM_STATES_OF_STATUS[one] for one in wanted & {*_STATUS.values()}))
+    return vm_states, tuple(sorted(_REBUILDING)) if "REBUILD" in wanted else ()
 
 
 def server_summary(instance: Instance, viewer: Viewer) -> dict[str, Any]:
@@ -73,8 +89,8 @@ def server(instance: Instance, viewer: Viewer, *, show: bool) -> dict[str, Any]:
             "created": _time(instance.updated_at),
             "message": "The guest has crashed.",
         }
-    for since, until, for_all, only_show, make in _KEYS:
-        applies = since <= viewer.version <= until and (for_all or viewer.is_admin)
+    for since, until, for_whom, only_show, make in _KEYS:
+        applies = since <= viewer.version <= until and for_whom(viewer)
         if applies and (show or not only_show):
             body |= make(instance, viewer)
     return body
@@ -258,27 +274,39 @@ def _constant(**values: Any) -> Make:
     return lambda _instance, _viewer: dict(values)
 
 
-#: (from version, to version, for everybody, only in show, what it adds)
-_KEYS: tuple[tuple[Version, Version, bool, bool, Make], ...] = (
-    (MINIMUM, Version(2, 46), True, False, _flavor_link),
-    (Version(2, 47), MAXIMUM, True, False, _flavor_embedded),
-    (MINIMUM, MAXIMUM, False, False, _where_it_runs),
-    (Version(2, 3), MAXIMUM, False, False, _extended_attributes),
-    (Version(2, 9), MAXIMUM, True, False, _constant(locked=False)),
-    (Version(2, 16), MAXIMUM, False, False, _host_status),
-    (Version(2, 19), MAXIMUM, True, False, _constant(description=None)),
-    (Version(2, 26), MAXIMUM, True, False, _constant(tags=[])),
-    (Version(2, 63), MAXIMUM, True, False, _constant(trusted_image_certificates=None)),
-    (Version(2, 71), MAXIMUM, True, True, _constant(server_groups=[])),
-    (Version(2, 73), MAXIMUM, True, False, _constant(locked_reason=None)),
+def _everybody(_viewer: Viewer) -> bool:
+    return True
+
+
+def _admins(viewer: Viewer) -> bool:
+    return viewer.is_admin
+
+
+def _who_sees_hosts(viewer: Viewer) -> bool:
+    return viewer.sees_hosts
+
+
+#: (from version, to version, for whom, only in show, what it adds)
+_KEYS: tuple[tuple[Version, Version, Callable[[Viewer], bool], bool, Make], ...] = (
+    (MINIMUM, Version(2, 46), _everybody, False, _flavor_link),
+    (Version(2, 47), MAXIMUM, _everybody, False, _flavor_embedded),
+    (MINIMUM, MAXIMUM, _who_sees_hosts, False, _where_it_runs),
+    (Version(2, 3), MAXIMUM, _who_sees_hosts, False, _extended_attributes),
+    (Version(2, 9), MAXIMUM, _everybody, False, _constant(locked=False)),
+    (Version(2, 16), MAXIMUM, _admins, False, _host_status),
+    (Version(2, 19), MAXIMUM, _everybody, False, _constant(description=None)),
+    (Version(2, 26), MAXIMUM, _everybody, False, _constant(tags=[])),
+    (Version(2, 63), MAXIMUM, _everybody, False, _constant(trusted_image_certificates=None)),
+    (Version(2, 71), MAXIMUM, _everybody, True, _constant(server_groups=[])),
+    (Version(2, 73), MAXIMUM, _everybody, False, _constant(locked_reason=None)),
     (
         Version(2, 90),
         MAXIMUM,
-        True,
+        _everybody,
         False,
         lambda instance, _viewer: {"OS-EXT-SRV-ATTR:hostname": instance.name},
     ),
-    (Version(2, 96), MAXIMUM, True, False, _constant(pinned_availability_zone=None)),
+    (Version(2, 96), MAXIMUM, _everybody, False, _constant(pinned_availability_zone=None)),
 )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import falcon
 
 from api_service.app import LOG_FILE, PROG, make_parts
+from api_service.middleware import LoopbackOnly
 from common import conf, log
 
 LOG = logging.getLogger(__name__)
@@ -25,11 +26,14 @@ def make_application() -> falcon.App[Any, Any]:
     files = [name for name in os.environ.get("STILLFRAME_CONFIG_FILES", "").split(":") if name]
     settings = conf.load([part for name in files for part in ("--config-file", name)], PROG)
     log.setup(settings, LOG_FILE)
+    made = make_parts(settings).application
     LOG.warning(
         "auth_strategy = noauth: whoever reaches this server is whoever they say they are. "
         "For demos and tests only."
     )
-    return make_parts(settings).application
+    if not settings.api.noauth_anywhere:
+        made.add_middleware(LoopbackOnly())
+    return made
 
 
 application = make_application()

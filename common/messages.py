@@ -333,10 +333,9 @@ def _require_uuid(name: str, value: str) -> None:
 
 
 def _require_limit(name: str, limit: int | None) -> None:
-    if limit is not None and limit < 0:
-        raise MalformedMessage(f"{name} must not be negative, not {limit!r}")
-    if limit is not None and limit > LIMIT_MAX:
-        raise MalformedMessage(f"{name} must not be above {LIMIT_MAX}")
+    if limit is not None and not 0 <= limit <= LIMIT_MAX:
+        how = "negative" if limit < 0 else f"above {LIMIT_MAX}"
+        raise MalformedMessage(f"{name} must not be {how}, not {limit!r}")
 
 
 def _encode(value: Any) -> Any:

@@ -64,6 +64,12 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
     ),
     ("os_compute_api:os-services:list", _ADMIN, "List the agents.", [("GET", "/os-services")]),
     (
+        "stillframe:jobs:bandwidth_limit",
+        _MEMBER_OR_ADMIN,
+        "Choose how fast a snapshot may read; a very low limit occupies its host's slot for long.",
+        [("POST", "/servers/{id}/action (createImage, stillframe:bandwidth_limit)")],
+    ),
+    (
         "stillframe:jobs:index",
         _READER_OR_ADMIN,
         "List jobs.",

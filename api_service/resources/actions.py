@@ -45,6 +45,10 @@ class ServerAction(Resource):
         instance = self.visible_instance(request, server_id, rule)
         asked = body["createImage"]
         wish = SnapshotWish.of(asked["name"], asked.get("metadata", {}))
+        if wish.options.bandwidth_limit is not None:
+            self.services.authorizer.require(
+                self.caller(request), "stillframe:jobs:bandwidth_limit", instance.project_id
+            )
         job = self.services.snapshots.request(self.caller(request), instance, wish)
         self.services.dispatcher.poke(job.id)
         response.status = falcon.HTTP_202

@@ -8,7 +8,6 @@ import falcon
 from api_service import views
 from api_service.errors import NotFound
 from api_service.resources.services import Resource
-from api_service.store.inventory import InstanceQuery
 from common.messages import Flavor
 
 
@@ -23,15 +22,14 @@ class Flavors(Resource):
     def _view(self, flavor: Flavor, viewer: views.Viewer) -> dict[str, object]:
         return views.flavor_summary(flavor, viewer)
 
-    def _known(self, request: falcon.Request) -> list[Flavor]:
+    def _known(self, request: falcon.Request, name: str | None = None) -> list[Flavor]:
         caller = self.caller(request)
         is_admin = self.services.authorizer.is_admin(caller)
-        query = InstanceQuery(
-            project_id=None if is_admin else caller.project_id, limit=self.services.max_limit
+        return self.services.inventory.flavors(
+            project_id=None if is_admin else caller.project_id,
+            name=name,
+            limit=self.services.max_limit,
         )
-        instances = self.services.inventory.instances(query)
-        by_name = {instance.flavor.name: instance.flavor for instance in instances}
-        return [by_name[name] for name in sorted(by_name)]
 
 
 class FlavorsDetail(Flavors):
@@ -60,7 +58,9 @@ class FlavorShow(Flavors):
         response.media = {"extra_specs": {}}
 
     def _find(self, request: falcon.Request, flavor_id: str) -> Flavor:
-        found = next((one for one in self._known(request) if one.name == flavor_id), None)
-        if found is None:
+        # Not every database takes a NUL; one may find names alike that differ in case.
+        known = self._known(request, flavor_id) if "\x00" not in flavor_id else []
+        found = [one for one in known if one.name == flavor_id]
+        if not found:
             raise NotFound(f"Flavor {flavor_id} could not be found.")
-        return found
+        return found[0]

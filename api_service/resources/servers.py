@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import urllib.parse
 
 import falcon
@@ -12,12 +11,33 @@ from api_service import views
 from api_service.errors import BadRequest
 from api_service.microversions import Version
 from api_service.resources.services import Resource, is_uuid
+from api_service.store.engine import compiled
 from api_service.store.inventory import InstanceQuery
 from api_service.store.records import Instance
 
 _STRICT_STATUS = Version(2, 38)
 _STRICT_PARAMETERS = Version(2, 75)
 _PATTERN_MAX = 255
+_NUMBER_MAX_DIGITS = 18
+_EVERYBODY_FILTERS = Version(2, 83)
+_LOCKED_FILTER = Version(2, 73)
+
+#: Filters by an exact value that administrators have: the instance's field, and the version
+#: from which members have it too.
+_EXACT: dict[str, Version | None] = {
+    "host": None,
+    "user_id": _EVERYBODY_FILTERS,
+    "vm_state": _EVERYBODY_FILTERS,
+    "task_state": _EVERYBODY_FILTERS,
+}
+#: Filters that, when true, nothing of ours matches: deleted instances are not listed and none
+#: is ever locked. Others may have them as above.
+_NONE_IS: dict[str, Version | None] = {
+    "deleted": None,
+    "soft_deleted": None,
+    "locked": _LOCKED_FILTER,
+}
+_FALSE = ("0", "false", "f", "no", "n", "off")
 
 #: What Nova's lists may be asked by; those that we do not narrow down by are ignored.
 _PARAMETERS = frozenset(
@@ -98,38 +118,45 @@ class Servers(Resource):
     def _query(self, request: falcon.Request) -> InstanceQuery | None:
         """Return what is asked for; None if nothing can match. Unknown filters are ignored."""
         _require_known_parameters(request)
-        caller = self.caller(request)
-        is_admin = self.services.authorizer.is_admin(caller)
-        project_id = None if self._all_tenants(request) else caller.project_id
+        is_admin = self.services.authorizer.is_admin(self.caller(request))
         limit = min(_number(request, "limit", self.services.max_limit), self.services.max_limit)
-        vm_states = self._vm_states(request)
-        if limit == 0 or vm_states is None:
+        project_id, matchable = self._project(request, is_admin)
+        statuses = _statuses(request)
+        name_pattern = _pattern(request, "name")
+        marker = self._marker(request, project_id)
+        matchable = matchable and not any(
+            _is_true(request, name) for name in _may_filter(request, _NONE_IS, is_admin)
+        )
+        vm_states, task_states = views.states_of(statuses)
+        if limit == 0 or not matchable or (statuses and not vm_states + task_states):
             return None
         return InstanceQuery(
             project_id=project_id,
-            host=request.get_param("host") if is_admin else None,
-            name_pattern=_pattern(request, "name"),
+            exactly={
+                name: request.get_param(name) or ""
+                for name in _may_filter(request, _EXACT, is_admin)
+            },
+            name_pattern=name_pattern,
             vm_states=vm_states,
+            task_states=task_states,
             uuids=tuple(request.get_param_as_list("uuid") or ()),
-            marker=self._marker(request, project_id),
+            marker=marker,
             limit=limit,
         )
 
+    def _project(self, request: falcon.Request, is_admin: bool) -> tuple[str | None, bool]:
+        """Return the project to list, None for all, and whether anything can match."""
+        scope = None if self._all_tenants(request) else self.caller(request).project_id
+        given = request.get_param("project_id") or request.get_param("tenant_id")
+        wanted = given if is_admin else None
+        return wanted or scope, wanted is None or scope in (None, wanted)
+
     def _all_tenants(self, request: falcon.Request) -> bool:
-        asked = (request.get_param("all_tenants") or "0").lower() not in ("0", "false", "f", "no")
+        asked = _is_true(request, "all_tenants")
         if asked:
             rule = "os_compute_api:servers:index:get_all_tenants"
             self.services.authorizer.require(self.caller(request), rule)
         return asked
-
-    def _vm_states(self, request: falcon.Request) -> tuple[str, ...] | None:
-        wanted = [status.upper() for status in request.get_param_as_list("status") or ()]
-        known = views.VM_STATES_OF_STATUS
-        unknown = [status for status in wanted if status not in known]
-        if unknown and request.context.version >= _STRICT_STATUS:
-            raise BadRequest(f"Invalid status value: {', '.join(unknown)}")
-        states = tuple(str(known[status]) for status in wanted if status in known)
-        return states if states or not wanted else None
 
     def _marker(self, request: falcon.Request, project_id: str | None) -> str | None:
         marker = request.get_param("marker")
@@ -173,17 +200,48 @@ def _require_known_parameters(request: falcon.Request) -> None:
         )
 
 
+def _may_filter(
+    request: falcon.Request, filters: dict[str, Version | None], is_admin: bool
+) -> list[str]:
+    """Return those of the filters that are given and that this caller has; others are ignored."""
+    version = request.context.version
+    return [
+        name
+        for name, since in filters.items()
+        if name in request.params and (is_admin or (since is not None and version >= since))
+    ]
+
+
+def _is_true(request: falcon.Request, name: str) -> bool:
+    """Tell whether a parameter is given and does not say no, in whatever spelling."""
+    values = request.get_param_as_list(name) or ["0"]
+    return str(values[0]).lower() not in _FALSE
+
+
+def _statuses(request: falcon.Request) -> list[str]:
+    """Return the statuses asked for, in Nova's spelling."""
+    wanted = [status.upper() for status in request.get_param_as_list("status") or ()]
+    unknown = [status for status in wanted if status not in views.STATUSES]
+    if unknown and request.context.version >= _STRICT_STATUS:
+        raise BadRequest(f"Invalid status value: {', '.join(unknown)[:_PATTERN_MAX]}")
+    return wanted
+
+
 def _pattern(request: falcon.Request, name: str) -> str | None:
-    """Return a parameter that is a regular expression."""
+    """Return a parameter that is a regular expression, anchored or not, as Nova takes it.
+
+    What cannot be matched in linear time (back references, look-around) is
+    refused as what is no regular expression: 400. The length is looked at first.
+    """
     text = request.get_param(name)
-    try:
-        re.compile(text or "")
-    except re.error:
-        raise BadRequest(
-            f"Invalid input for query parameters {name}: no regular expression."
-        ) from None
-    if len(text or "") > _PATTERN_MAX:
+    if text is None:
+        return None
+    if len(text) > _PATTERN_MAX:
         raise BadRequest(f"Invalid input for query parameters {name}: it is too long.")
+    try:
+        compiled(text)
+    except ValueError as error:
+        raise BadRequest(f"Invalid input for query parameters {name}: {error}.") from None
     return text
 
 
@@ -191,9 +249,10 @@ def _number(request: falcon.Request, name: str, default: int) -> int:
     text = request.get_param(name)
     if text is None:
         return default
-    if not text.isdigit():
+    # `isdigit` alone is also true of a superscript two.
+    if not (text.isascii() and text.isdigit() and len(text) <= _NUMBER_MAX_DIGITS):
         raise BadRequest(
-            f"Invalid input for query parameters {name}. Value: {text}. "
+            f"Invalid input for query parameters {name}. Value: {text[:_PATTERN_MAX]}. "
             "It must be a whole number, zero or more."
         )
     return int(text)

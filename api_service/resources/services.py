@@ -65,6 +65,9 @@ class Resource:
             base_url=self.base_url(request),
             version=request.context.version,
             is_admin=is_admin,
+            sees_hosts=self.services.authorizer.allows(
+                self.caller(request), "os_compute_api:os-extended-server-attributes"
+            ),
             live_hosts=self.services.agents.live_hosts() if is_admin else frozenset(),
         )
 

@@ -13,12 +13,7 @@ from common.errors import StillframeError
 
 LOG = logging.getLogger(__name__)
 
-_MEDIA_TYPES = [
-    {
-        "base": "application/json",
-        "type": "application/vnd.openstack.compute+json;version=2.1",
-    }
-]
+_MEDIA_TYPE = "application/vnd.openstack.compute+json;version="
 
 
 class Root(Resource):
@@ -36,17 +31,20 @@ class VersionDocument(Resource):
     """`GET /v2.1/` and `GET /v2/`: one version of the API."""
 
     version_id = "v2.1"
+    media_version = "2.1"
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Describe it."""
         document = views.version_document(self.version_id, self.base_url(request))
-        response.media = {"version": document | {"media-types": _MEDIA_TYPES}}
+        media_type = {"base": "application/json", "type": _MEDIA_TYPE + self.media_version}
+        response.media = {"version": document | {"media-types": [media_type]}}
 
 
 class OldVersionDocument(VersionDocument):
-    """`GET /v2/`."""
+    """`GET /v2/`: the API from before microversions, whose replies name none."""
 
     version_id = "v2.0"
+    media_version = "2"
 
 
 class NoIdentityDocument(Resource):

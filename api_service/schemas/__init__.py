@@ -10,6 +10,7 @@ import falcon
 from jsonschema import Draft202012Validator
 
 from api_service.errors import BadRequest, RequestTooLarge
+from common.messages import LIMIT_MAX
 
 #: No honest request to this API comes near it.
 MAX_BODY_BYTES = 114_688
@@ -50,7 +51,7 @@ CREATE_IMAGE = Draft202012Validator(
 ADJUST_JOB = Draft202012Validator(
     {
         "type": "object",
-        "properties": {"bandwidth_limit": {"type": "integer", "minimum": 0, "maximum": 1_000_000}},
+        "properties": {"bandwidth_limit": {"type": "integer", "minimum": 0, "maximum": LIMIT_MAX}},
         "required": ["bandwidth_limit"],
         "additionalProperties": False,
     }
@@ -61,9 +62,14 @@ def read_body(request: falcon.Request) -> dict[str, Any]:
     """Return a request's JSON object; raise BadRequest or RequestTooLarge."""
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise RequestTooLarge("Request is too large.")
-    data = request.bounded_stream.read(MAX_BODY_BYTES + 1)
+    try:
+        data = request.bounded_stream.read(MAX_BODY_BYTES + 1)
+    except OSError:
+        data = b""  # the connection broke, or the rest did not come in time
     if len(data) > MAX_BODY_BYTES:
         raise RequestTooLarge("Request is too large.")
+    if len(data) < (request.content_length or 0):
+        raise BadRequest("Malformed request body: it is shorter than its Content-Length.")
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):

@@ -8,11 +8,13 @@ is overtaken could not be finished otherwise.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import re2  # type: ignore[import-untyped]
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -25,6 +27,7 @@ from common.errors import ConfigurationError
 
 _BUSY_TIMEOUT_MS = 10_000
 _WRITES = "stillframe_writes"
+_PATTERN_MEMORY_BYTES = 1 << 20
 
 
 class Database:
@@ -68,12 +71,34 @@ class Database:
 
     def require_current(self) -> None:
         """Raise ConfigurationError unless the schema is the one this release knows."""
-        found, known = self.version(), newest_version()
-        if found != known:
+        found, scripts = self.version(), ScriptDirectory.from_config(_alembic_config())
+        known = [script.revision for script in scripts.walk_revisions()]
+        if found is not None and found not in known:
             raise ConfigurationError(
-                f"the database's schema is {found or 'empty'}, this release needs {known}: "
+                f"the database's schema {found} is newer than this release, which needs "
+                f"{known[0]}: upgrade this API; the schema cannot go back"
+            )
+        if found != known[0]:
+            raise ConfigurationError(
+                f"the database's schema is {found or 'empty'}, this release needs {known[0]}: "
                 "run 'stillframe-manage db sync'"
             )
+
+
+@functools.lru_cache(maxsize=128)
+def compiled(pattern: str) -> Any:
+    """Return a regular expression that is matched in linear time; raise ValueError for a bad one.
+
+    Python's own `re` goes back and tries again: `(a+)+b` on a name of forty
+    letters holds the interpreter, and so the whole process, for hours.
+    """
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = _PATTERN_MEMORY_BYTES
+    try:
+        return re2.compile(pattern, options)
+    except re2.error as error:
+        raise ValueError("no regular expression, or one that needs too much") from error
 
 
 def newest_version() -> str | None:
@@ -92,6 +117,8 @@ def _prepare_sqlite(engine: Engine) -> None:
     def _on_connect(dbapi_connection: Any, _record: Any) -> None:
         for pragma in ("journal_mode=WAL", f"busy_timeout={_BUSY_TIMEOUT_MS}", "synchronous=FULL"):
             dbapi_connection.execute(f"PRAGMA {pragma}")
+        # In place of SQLAlchemy's, which is Python's `re`.
+        dbapi_connection.create_function("regexp", 2, _is_match, deterministic=True)
 
     # oslo.db begins every transaction with a plain BEGIN.
     @event.listens_for(engine, "before_cursor_execute", retval=True)
@@ -101,3 +128,7 @@ def _prepare_sqlite(engine: Engine) -> None:
         if statement == "BEGIN" and _WRITES in connection.info:
             statement = "BEGIN IMMEDIATE"
         return statement, parameters
+
+
+def _is_match(pattern: str, value: str | None) -> bool:
+    return value is not None and compiled(pattern).search(value) is not None

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from oslo_db import exception as db_errors
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from api_service.errors import BadRequest
 from api_service.store import records
 from api_service.store.engine import Database
 from api_service.store.models import AgentRow, InstanceRow
 from api_service.store.records import Agent, Instance
 from common import clock
-from common.messages import HostReport, InstanceRecord
+from common.messages import Flavor, HostReport, InstanceRecord
 from common.states import VM_STATE_OF_POWER_STATE, PowerState
 
 
@@ -29,10 +32,13 @@ class InstanceQuery:
     """What a list of instances is narrowed down by; None (or empty) narrows nothing."""
 
     project_id: str | None = None
-    host: str | None = None
-    #: A regular expression, in the database's own dialect.
+    #: Fields of an instance, and the value that each must have.
+    exactly: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    #: A regular expression that `engine.compiled` takes, in the database's own dialect.
     name_pattern: str | None = None
+    #: One of these vm states or one of these task states.
     vm_states: tuple[str, ...] = ()
+    task_states: tuple[str, ...] = ()
     uuids: tuple[str, ...] = ()
     #: The last instance of the page before.
     marker: str | None = None
@@ -47,14 +53,17 @@ class Inventory:
 
     def take(self, report: HostReport) -> bool:
         """Take a heartbeat; return whether its agent was unknown before."""
+        # When it was sent, not when it came: heartbeats that waited while the API was
+        # stopped say nothing of now. A clock that runs ahead must not count for more,
+        # nor outdo what other hosts say later of an instance that has moved.
+        at = min(clock.now(), clock.from_epoch(report.at))
         with self._database.write() as session:
-            is_new = _take_agent(session, report)
+            is_new = _take_agent(session, report, at)
             if report.instances is not None:
-                at = clock.from_epoch(report.at)
                 # In one order everywhere, so that two hosts never wait for each other's rows.
                 for announced in sorted(report.instances, key=lambda one: one.uuid):
                     _take_instance(session, report.host, at, announced)
-                _bury_missing(session, report)
+                _bury_missing(session, report, at)
             return is_new
 
     def agent(self, host: str) -> Agent | None:
@@ -76,7 +85,20 @@ class Inventory:
             return records.instance(row) if row and row.deleted_at is None else None
 
     def instances(self, query: InstanceQuery) -> list[Instance]:
-        """Return instances that exist, newest first, one page of them."""
+        """Return instances that exist, newest first, one page of them.
+
+        Raises BadRequest if the database has another opinion of the pattern.
+        """
+        try:
+            return self._instances(query)
+        except db_errors.DBConnectionError:
+            raise
+        except db_errors.DBError as error:
+            if query.name_pattern is None:
+                raise
+            raise BadRequest("The database cannot match names by that expression.") from error
+
+    def _instances(self, query: InstanceQuery) -> list[Instance]:
         with self._database.read() as session:
             statement = select(InstanceRow).where(*_conditions(query))
             marker = session.get(InstanceRow, query.marker) if query.marker else None
@@ -86,20 +108,42 @@ class Inventory:
             rows = session.scalars(ordered.limit(query.limit))
             return [records.instance(row) for row in rows]
 
+    def flavors(
+        self, *, project_id: str | None, name: str | None = None, limit: int = 1000
+    ) -> list[Flavor]:
+        """Return the sizes of the instances that exist, one of each name, by name."""
+        named = InstanceRow.flavor["name"].as_string()
+        one_of_each = select(func.min(InstanceRow.uuid)).where(InstanceRow.deleted_at.is_(None))
+        if project_id is not None:
+            one_of_each = one_of_each.where(InstanceRow.project_id == project_id)
+        if name is not None:
+            one_of_each = one_of_each.where(named == name)
+        one_of_each = one_of_each.group_by(named)
+        query = select(InstanceRow.flavor).where(InstanceRow.uuid.in_(one_of_each))
+        with self._database.read() as session:
+            found = session.scalars(query.order_by(named).limit(limit))
+            return [Flavor.from_wire(flavor) for flavor in found]
+
 
 def _conditions(query: InstanceQuery) -> list[ColumnElement[bool]]:
     wanted: list[tuple[bool, ColumnElement[bool]]] = [
         (True, InstanceRow.deleted_at.is_(None)),
         (query.project_id is not None, InstanceRow.project_id == query.project_id),
-        (query.host is not None, InstanceRow.host == query.host),
         (
             query.name_pattern is not None,
             InstanceRow.name.regexp_match(query.name_pattern or ""),
         ),
-        (bool(query.vm_states), InstanceRow.vm_state.in_(query.vm_states)),
+        (
+            bool(query.vm_states or query.task_states),
+            or_(
+                InstanceRow.vm_state.in_(query.vm_states),
+                InstanceRow.task_state.in_(query.task_states),
+            ),
+        ),
         (bool(query.uuids), InstanceRow.uuid.in_(query.uuids)),
     ]
-    return [condition for applies, condition in wanted if applies]
+    exactly = [getattr(InstanceRow, name) == value for name, value in query.exactly.items()]
+    return [condition for applies, condition in wanted if applies] + exactly
 
 
 def _after(marker: InstanceRow) -> ColumnElement[bool]:
@@ -109,21 +153,32 @@ def _after(marker: InstanceRow) -> ColumnElement[bool]:
     )
 
 
-def _take_agent(session: Session, report: HostReport) -> bool:
-    row, now = session.get(AgentRow, report.host), clock.now()
+def _take_agent(session: Session, report: HostReport, at: dt.datetime) -> bool:
+    row = session.get(AgentRow, report.host)
     is_new = row is None
     if row is None:
-        row = AgentRow(host=report.host, first_seen_at=now, hypervisor=None)
+        row = AgentRow(host=report.host, first_seen_at=clock.now(), hypervisor=None)
         session.add(row)
     row.release, row.rpc_version = report.release, report.rpc_version
     row.started_at = clock.from_epoch(report.started_at)
-    # When it was sent, not when it came: heartbeats that waited while the API was
-    # stopped say nothing of now. A clock that runs ahead must not count for more.
-    sent_at = min(now, clock.from_epoch(report.at))
-    row.last_seen_at = sent_at if is_new else max(row.last_seen_at, sent_at)
+    row.last_seen_at = at if is_new else max(row.last_seen_at, at)
     if report.hypervisor is not None:
         row.hypervisor = report.hypervisor.to_wire()
+    if report.instances is not None or report.open_jobs is not None:
+        row.open_jobs = _open_jobs(row.open_jobs or [], report)
     return is_new
+
+
+def _open_jobs(known: list[Any], report: HostReport) -> list[Any] | None:
+    """Return the two newest complete lists; None if the agent sends none with its instances."""
+    if report.open_jobs is None:
+        return None
+    if known and known[-1]["at"] == report.at:
+        return known  # doubled
+    taken = {"jobs": list(report.open_jobs), "at": report.at, "taken_at": clock.epoch_s()}
+    # An older one was overtaken, or the host's clock was put back: begin anew.
+    before = known[-1:] if known and known[-1]["at"] < report.at else []
+    return [*before, taken]
 
 
 def _take_instance(session: Session, host: str, at: dt.datetime, announced: InstanceRecord) -> None:
@@ -174,9 +229,8 @@ def _is_paused_by_job(row: InstanceRow, announced: InstanceRecord) -> bool:
     return row.job_id is not None and was_running and announced.power_state is PowerState.PAUSED
 
 
-def _bury_missing(session: Session, report: HostReport) -> None:
-    present = [announced.uuid for announced in report.instances or ()]
-    at, now = clock.from_epoch(report.at), clock.now()
+def _bury_missing(session: Session, report: HostReport, at: dt.datetime) -> None:
+    present, now = [announced.uuid for announced in report.instances or ()], clock.now()
     session.flush()
     session.execute(
         update(InstanceRow)

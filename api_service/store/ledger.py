@@ -2,12 +2,14 @@
 """Jobs, and the hold that each has on its instance: `task_state` and `job_id`.
 
 A job and its hold are taken in one transaction and given back in one, so an
-instance is never held by nobody. States move by `common.states.advance` alone.
+instance is never held by nobody. States move by `common.states.advance`, but for
+one: where the API itself gave a job up, its agent may know better.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import uuid
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,6 +35,10 @@ from common.states import (
 )
 
 _PERCENT = 100
+_ID_MAX = 36
+
+#: Why the API itself ends a job: what it concludes from a silence, and may be wrong about.
+GIVEN_UP = frozenset({"deadline_passed", "agent_unavailable", "agent_lost_job"})
 
 
 class Ledger:
@@ -64,9 +70,14 @@ class Ledger:
         with self._database.write() as session:
             return _rowcount(session, update(JobRow).where(*pending).values(castable=True)) == 1
 
-    def was_discarded(self, job_id: str) -> None:
-        """Note that nothing is left of an ended job's image."""
-        self._set(job_id, discard_image=False)
+    def discard(self, job_id: str) -> None:
+        """Note that an ended job's image may exist (again)."""
+        self._set(job_id, discard_image=True)
+
+    def was_discarded(self, job_id: str, *, kept: bool) -> None:
+        """Note that an ended job's image was seen to: nothing is left of it, or it is `kept`."""
+        gone_at = {} if kept else {"discarded_at": clock.now()}
+        self._set(job_id, discard_image=False, **gone_at)
 
     def was_cast(self, job_id: str) -> None:
         """Note that the job was sent to its agent."""
@@ -98,7 +109,10 @@ class Ledger:
         return self._advance(report.job_id, JobEvent.PROGRESS, values, shown, newer_than=at)
 
     def finish(self, outcome: JobOutcome) -> Job | None:
-        """End a job as its agent says, and let go of the instance; None if it had ended."""
+        """End a job as its agent says, and let go of the instance; None if it had ended.
+
+        One that the API had given up is done after all, if its image still stands.
+        """
         values = {
             "reason": outcome.reason,
             "reason_code": outcome.reason_code,
@@ -145,11 +159,24 @@ class Ledger:
             if row is None or JobState(row.state) in ENDED:
                 return None
             row.options = {**row.options, "bandwidth_limit": bandwidth_limit}
+            row.limit_due = True
             session.flush()
             return records.job(row)
 
+    def was_limited(self, job_id: str, bandwidth_limit: int) -> None:
+        """Note that the job's agent was told this limit; another may have come meanwhile."""
+        with self._database.write() as session:
+            row = session.get(JobRow, job_id, with_for_update=True)
+            if row is not None and (row.options.get("bandwidth_limit") or 0) == bandwidth_limit:
+                row.limit_due = False
+
     def record(self, report: JobAccepted | JobOutcome, context: dict[str, Any]) -> bool:
-        """Enter a job that an agent got from somebody else; False if it is known."""
+        """Enter a job that an agent got from somebody else; False if it is known.
+
+        Also False if what should be ids are none: nothing could ever be done with such a row.
+        """
+        if not all(map(_is_id, (report.job_id, report.image_id, report.instance.uuid))):
+            return False
         with self._database.write() as session:
             if session.get(JobRow, report.job_id) is not None:
                 return False
@@ -246,7 +273,7 @@ class Ledger:
             if newer_than is not None and row.progress_at and newer_than < row.progress_at:
                 return None
             try:
-                state = advance(JobState(row.state), event)
+                state = _next_state(row, event)
             except IllegalTransition:
                 return None  # a late or doubled report
             for name, value in {**values, "state": state}.items():
@@ -255,6 +282,22 @@ class Ledger:
                 _show(session, row, shown, state)
             session.flush()
             return records.job(row)
+
+
+def _next_state(row: JobRow, event: JobEvent) -> JobState:
+    """Return the state after `event`; raise IllegalTransition if there is none."""
+    given_up = row.state == JobState.ERROR and row.reason_code in GIVEN_UP
+    if event is JobEvent.FINISH and given_up and row.discarded_at is None:
+        return JobState.DONE
+    return advance(JobState(row.state), event)
+
+
+def _is_id(text: str) -> bool:
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return len(text) <= _ID_MAX
 
 
 def _show(session: Session, job: JobRow, shown: dict[str, Any], state: JobState) -> None:
@@ -273,6 +316,7 @@ _NOTHING_DONE: dict[str, Any] = {
     "steps": [],
     "images": [],
     "discard_image": False,
+    "limit_due": False,
 }
 
 
@@ -317,8 +361,3 @@ def _why_not_taken(session: Session, new: NewJob) -> InstanceBusy | InstanceNotF
 
 def _rowcount(session: Session, statement: Any) -> int:
     return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]
-
-
-def seconds_ago(seconds: float) -> dt.datetime:
-    """Return the time that many seconds before now."""
-    return clock.now() - dt.timedelta(seconds=seconds)

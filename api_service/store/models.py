@@ -6,7 +6,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Float, Index, Integer, String, Text
+from sqlalchemy import JSON, BigInteger, DateTime, Float, Index, Integer, String, Text, false
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -51,6 +51,9 @@ class AgentRow(Base):
     first_seen_at: Mapped[dt.datetime]
     last_seen_at: Mapped[dt.datetime]
     hypervisor: Mapped[dict[str, Any] | None]
+    #: The two newest complete lists of its open jobs, the older one first: `jobs`, `at` (its own
+    #: time) and `taken_at` (ours). None: this agent sends none.
+    open_jobs: Mapped[list[Any] | None]
 
 
 class InstanceRow(Base):
@@ -120,7 +123,7 @@ class JobRow(Base):
     capture: Mapped[dict[str, Any] | None]
     steps: Mapped[list[Any]]
     #: One for each disk, the root disk's first (DiskImage as it stands on the wire).
-    images: Mapped[list[Any]]
+    images: Mapped[list[Any] | None]
     created_at: Mapped[dt.datetime]
     deadline_at: Mapped[dt.datetime]
     cast_at: Mapped[dt.datetime | None]
@@ -130,6 +133,10 @@ class JobRow(Base):
     progress_at: Mapped[dt.datetime | None]
     #: The job has ended without its image, which may still exist.
     discard_image: Mapped[bool]
+    #: Nothing was left of its image then.
+    discarded_at: Mapped[dt.datetime | None]
+    #: Its limit was changed, and its agent has not been told.
+    limit_due: Mapped[bool] = mapped_column(server_default=false())
     #: Somebody asked for the job's end; its agent has not ended it yet.
     cancel_asked_at: Mapped[dt.datetime | None]
     finished_at: Mapped[dt.datetime | None]

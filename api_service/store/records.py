@@ -8,8 +8,18 @@ import datetime as dt
 from typing import Any
 
 from api_service.store.models import AgentRow, InstanceRow, JobRow
+from common import clock
 from common.messages import CaptureFigures, DiskImage, Flavor, Hypervisor, InstanceRef, StepTime
 from common.states import JobKind, JobState, PowerState, VmState
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OpenJobs:
+    """A complete list of an agent's open jobs: `at` is its own time, `taken_at` ours."""
+
+    jobs: frozenset[str]
+    at: dt.datetime
+    taken_at: dt.datetime
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +33,8 @@ class Agent:
     first_seen_at: dt.datetime
     last_seen_at: dt.datetime
     hypervisor: Hypervisor | None
+    #: The two newest lists at the most; none of an agent that sends none.
+    open_jobs: tuple[OpenJobs, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +92,8 @@ class Job:
     cast_at: dt.datetime | None
     accepted_at: dt.datetime | None
     reported_at: dt.datetime | None
+    progress_at: dt.datetime | None
+    limit_due: bool
     discard_image: bool
     cancel_asked_at: dt.datetime | None
     finished_at: dt.datetime | None
@@ -114,6 +128,14 @@ def agent(row: AgentRow) -> Agent:
     fields = _fields_of(Agent, row)
     if row.hypervisor is not None:
         fields["hypervisor"] = Hypervisor.from_wire(row.hypervisor)
+    fields["open_jobs"] = tuple(
+        OpenJobs(
+            jobs=frozenset(one["jobs"]),
+            at=clock.from_epoch(one["at"]),
+            taken_at=clock.from_epoch(one["taken_at"]),
+        )
+        for one in row.open_jobs or ()
+    )
     return Agent(**fields)
 
 
@@ -132,7 +154,7 @@ def job(row: JobRow) -> Job:
     fields["kind"], fields["state"] = JobKind(row.kind), JobState(row.state)
     fields["capture"] = CaptureFigures.from_wire(row.capture) if row.capture else None
     fields["steps"] = tuple(StepTime.from_wire(step) for step in row.steps)
-    fields["images"] = tuple(DiskImage.from_wire(image) for image in row.images)
+    fields["images"] = tuple(DiskImage.from_wire(image) for image in row.images or ())
     return Job(**fields)
 
 

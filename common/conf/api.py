@@ -42,7 +42,8 @@ the same: it consumes the agents' reports and casts what is waiting.
         "noauth_anywhere",
         default=False,
         help="""
-Let `auth_strategy = noauth` listen on an address that is not the loopback.
+Let `auth_strategy = noauth` listen on an address that is not the loopback and,
+under another WSGI server, serve callers from elsewhere than its own host.
 Anybody who reaches the port is then anybody they like. Never in production.
 """,
     ),

@@ -45,7 +45,11 @@ def instance(**changes: Any) -> InstanceRecord:
 
 
 def heartbeat(
-    *instances: InstanceRecord, host: str = HOST, complete: bool = True, at: float | None = None
+    *instances: InstanceRecord,
+    host: str = HOST,
+    complete: bool = True,
+    at: float | None = None,
+    open_jobs: tuple[str, ...] | None = None,
 ) -> dict[str, Any]:
     """Return a host_report as it stands on the wire."""
     hypervisor = Hypervisor(
@@ -58,6 +62,7 @@ def heartbeat(
         at=clock.epoch_s() if at is None else at,
         hypervisor=hypervisor if complete else None,
         instances=instances if complete else None,
+        open_jobs=open_jobs,
     )
     return report.to_wire()
 

@@ -85,7 +85,14 @@ class Cloud:
         self.health: dict[str, Callable[[], Any]] = {"database": lambda: None}
         self.http = testing.TestClient(make_application(self._services()))
 
-    def make_reaper(self, *, interval_s: float = 0.0, silence_s: float = 3600.0) -> Reaper:
+    def make_reaper(
+        self,
+        *,
+        interval_s: float = 0.0,
+        silence_s: float = 3600.0,
+        grace_s: float = 0.0,
+        is_consuming: Callable[[], bool] = lambda: True,
+    ) -> Reaper:
         """Return a reaper, not started; a test calls `round` itself."""
         return Reaper(
             database=self.database,
@@ -95,6 +102,8 @@ class Cloud:
             dispatcher=self.dispatcher,
             interval_s=interval_s,
             silence_s=silence_s,
+            grace_s=grace_s,
+            is_consuming=is_consuming,
         )
 
     def _services(self) -> Services:

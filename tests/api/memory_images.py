@@ -62,6 +62,10 @@ class MemoryImages:
         with self._lock:
             return self._image(image_id)
 
+    def look(self, image_id: str) -> Image:
+        """Return a record, as `show` does."""
+        return self.show(image_id)
+
     def update(
         self, image_id: str, changes: Mapping[str, Any], remove: tuple[str, ...] = ()
     ) -> None:

@@ -75,6 +75,17 @@ def test_an_older_list_that_comes_later_removes_nothing(cloud: Cloud) -> None:
     assert listed(cloud) == {"web"}
 
 
+def test_a_clock_that_runs_ahead_hides_no_instance_that_moved(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    cloud.announce(instance, at=clock.epoch_s() + 3600)
+    cloud.announce(instance, host="compute-2")
+    cloud.announce(at=clock.epoch_s() + 3660)
+    assert cloud.server(instance.uuid)["OS-EXT-SRV-ATTR:host"] == "compute-2"
+    cloud.announce(host="compute-2")
+    assert listed(cloud) == set()
+
+
 def test_a_report_never_touches_the_task_state(cloud: Cloud, instance: InstanceRecord) -> None:
     cloud.snapshot(instance.uuid)
     cloud.announce(dataclasses.replace(instance, name="renamed"))

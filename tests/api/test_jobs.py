@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from api_service.policies import Authorizer
 from common.errors import BrokerUnavailable
 from common.messages import DiskImage, InstanceRecord, SnapshotOptions, disk_image_id
 from common.states import JobState
@@ -63,6 +64,8 @@ def test_stock_clients_say_options_as_metadata(cloud: Cloud, instance: InstanceR
         ("stillframe:incremental", "perhaps", "stillframe:incremental"),
         ("stillframe:bandwidth_limit", "fast", "stillframe:bandwidth_limit"),
         ("stillframe:bandwidth_limit", "-1", "must not be negative"),
+        ("stillframe:bandwidth_limit", "1000001", "must not be above 1000000"),
+        ("stillframe:bandwidth_limit", "9" * 250, "must not be above 1000000"),
     ],
 )
 def test_an_option_that_does_not_exist_is_400_and_leaves_nothing(
@@ -139,7 +142,38 @@ def test_the_operator_changes_a_jobs_limit(cloud: Cloud, instance: InstanceRecor
     assert adjust(cloud, job_id, {"bandwidth_limit": 20}, "demo:p-demo").status_code == 403
 
 
-@pytest.mark.parametrize("body", [{}, {"bandwidth_limit": -1}, {"bandwidth_limit": "5"}, {"x": 1}])
+def test_operators_may_keep_a_jobs_limit_to_themselves(
+    cloud: Cloud, instance: InstanceRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A very low one occupies a slot of the host for days."""
+    allows = Authorizer.allows
+    asked: list[str] = []
+
+    def all_but_one(
+        self: Authorizer, caller: Any, rule: str, project_id: str | None = None
+    ) -> bool:
+        asked.append(rule)
+        is_it = rule == "stillframe:jobs:bandwidth_limit"
+        return not is_it and allows(self, caller, rule, project_id)
+
+    monkeypatch.setattr(Authorizer, "allows", all_but_one)
+    reply = ask(cloud, instance, **{"stillframe:bandwidth_limit": "1"})
+    assert reply.status_code == 403
+    assert cloud.images.created == []
+    assert ask(cloud, instance, **{"stillframe:pause": "never"}).status_code == 202
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"bandwidth_limit": -1},
+        {"bandwidth_limit": "5"},
+        {"bandwidth_limit": 1_000_001},
+        {"bandwidth_limit": 10**250},
+        {"x": 1},
+    ],
+)
 def test_a_limit_that_is_none_is_400(
     cloud: Cloud, instance: InstanceRecord, body: dict[str, Any]
 ) -> None:

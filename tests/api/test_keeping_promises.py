@@ -199,6 +199,7 @@ def test_a_request_that_the_reaper_overtook_does_not_answer_202(
     request.join(20)
     assert job(cloud)["state"] == "error"
     assert replies[0].status_code >= 400
+    cloud.reaper.round()
     assert cloud.images.records == {}
     assert cloud.task_state(instance.uuid) is None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from api_service.policies import Authorizer
 from common.messages import InstanceRecord
 from common.states import PowerState
 from tests.api import agents as agent_says
@@ -78,6 +79,24 @@ def test_a_tenant_sees_no_host(cloud: Cloud, instance: InstanceRecord) -> None:
     assert agent_says.HOST not in reply.text
     hidden = {"OS-EXT-SRV-ATTR:host", "OS-EXT-SRV-ATTR:instance_name", "host_status"}
     assert not hidden & set(reply.json["server"])
+
+
+def test_the_policy_decides_who_sees_hosts(
+    cloud: Cloud, instance: InstanceRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule, allows = "os_compute_api:os-extended-server-attributes", Authorizer.allows
+    for answer in (True, False):
+
+        def allow(
+            self: Authorizer, caller: Any, asked: str, *more: Any, answer: bool = answer
+        ) -> bool:
+            return answer if asked == rule else allows(self, caller, asked, *more)
+
+        monkeypatch.setattr(Authorizer, "allows", allow)
+        for who in ("demo:p-demo", "admin:ops"):
+            body = cloud.get(f"/v2.1/servers/{instance.uuid}", who, "2.89").json["server"]
+            assert ("OS-EXT-SRV-ATTR:host" in body) is answer
+            assert ("OS-EXT-SRV-ATTR:hostname" in body) is answer
 
 
 @pytest.mark.parametrize(

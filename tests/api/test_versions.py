@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
-import pytest
+import uuid
 
+import pytest
+import sqlalchemy
+from oslo_db import exception as db_errors
+
+from api_service import middleware
 from api_service.microversions import MAXIMUM
 from common.messages import InstanceRecord
 from tests.api.conftest import Cloud
@@ -53,6 +58,15 @@ def test_a_reply_names_its_version_for_old_and_new_clients(cloud: Cloud, version
     assert reply.headers["openstack-api-version"] == f"compute {version}"
     assert reply.headers["x-openstack-nova-api-version"] == version
     assert {one.strip() for one in reply.headers["vary"].split(",")} >= set(BOTH)
+
+
+def test_the_old_api_is_announced_as_what_it_is(cloud: Cloud) -> None:
+    """It knows no microversions: nothing is asked, nothing is said, as in Nova."""
+    reply = cloud.http.simulate_get("/v2/", headers={"OpenStack-API-Version": "compute 2.9999"})
+    assert reply.status_code == 200
+    (media_type,) = reply.json["version"]["media-types"]
+    assert media_type["type"].endswith("compute+json;version=2")
+    assert not {one.lower() for one in BOTH} & {name.lower() for name in reply.headers}
 
 
 def test_each_of_the_two_headers_is_enough(cloud: Cloud) -> None:
@@ -131,6 +145,34 @@ def test_a_defect_of_ours_is_a_500_that_tells_nothing(
     assert reply.json["computeFault"]["code"] == 500
     assert "secret" not in reply.text
     assert "RuntimeError" not in reply.text
+
+
+def test_a_database_that_is_away_is_a_503_that_tells_nothing(
+    cloud: Cloud, instance: InstanceRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (db_errors.DBConnectionError, sqlalchemy.exc.TimeoutError):
+
+        def away(*_: object, error: type[Exception] = error) -> None:
+            raise error("SELECT secret FROM db.example.org")
+
+        monkeypatch.setattr(cloud.inventory.__class__, "instance", away)
+        reply = cloud.get(f"/v2.1/servers/{instance.uuid}")
+        assert reply.status_code == 503
+        assert reply.headers["retry-after"]
+        assert "secret" not in reply.text
+
+
+@pytest.mark.parametrize("token", ["de\x1bmo:p-demo", "demo:p\x0bx", "\x85:p"])
+def test_a_name_that_would_spoil_the_log_is_none(cloud: Cloud, token: str) -> None:
+    assert cloud.get("/v2.1/servers", token).status_code == 401
+
+
+@pytest.mark.parametrize("given", ["req-\x1b[31m", "req- ERROR gone", "req-" + "a" * 61, "x"])
+def test_a_request_id_that_would_spoil_the_log_is_not_taken(
+    given: str,
+) -> None:
+    assert not middleware._is_request_id(given)
+    assert middleware._is_request_id(f"req-{uuid.uuid4()}")
 
 
 def test_the_health_page_says_which_backend_is_down(cloud: Cloud) -> None:

@@ -19,10 +19,7 @@ depends_on = None
 def upgrade() -> None:
     """Bring the schema here."""
     with op.batch_alter_table("jobs", schema=None) as batch_op:
+        # Without a default (MariaDB takes none for JSON), and processes of the release before
+        # still write rows while they are upgraded one by one: no value is an empty list.
         batch_op.add_column(sa.Column("images", sa.JSON(), nullable=True))
         batch_op.add_column(sa.Column("cancel_asked_at", TIME, nullable=True))
-    # MariaDB takes no default for a JSON column, so the old rows get theirs here.
-    jobs = sa.table("jobs", sa.column("images", sa.JSON()))
-    op.execute(jobs.update().values(images=[]))
-    with op.batch_alter_table("jobs", schema=None) as batch_op:
-        batch_op.alter_column("images", existing_type=sa.JSON(), nullable=False)

@@ -153,7 +153,7 @@ def test_after_a_start_nothing_is_concluded_before_the_queue_was_read(started: S
 def test_the_time_for_that_begins_when_the_broker_is_there(started: Started) -> None:
     started.past_deadline()
     consuming: list[bool] = [False]
-    reaper = started.cloud.make_reaper(grace_s=1, is_consuming=lambda: consuming[0])
+    reaper = started.cloud.make_reaper(grace_s=3600, is_consuming=lambda: consuming[0])
     started.cloud.reaper = reaper
     reaper._judges_from = 0.0
     assert started.round()["state"] == "pending"

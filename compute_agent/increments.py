@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -254,9 +254,16 @@ class Increments:
         draft.replace(path)
 
 
-def give_up_all(increments: Increments, find: Callable[[str], Guest]) -> None:
-    """Forget, at start, every pending checkpoint; `find` returns the guest of an instance."""
+def give_up_all(
+    increments: Increments, find: Callable[[str], Guest], *, but: Collection[str]
+) -> None:
+    """Forget, at start, every pending checkpoint, `but` those of these instances.
+
+    `find` returns the guest of an instance.
+    """
     for instance_uuid in increments.pending_instances():
+        if instance_uuid in but:
+            continue
         try:
             increments.give_up(find(instance_uuid))
         except InstanceNotFound:

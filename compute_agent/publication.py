@@ -9,6 +9,7 @@ last.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from common import clock
 from common.errors import JobCancelled, StillframeError, VerifyFailed
-from common.glance import ImageNotFound, ImageRefused
+from common.glance import Image, ImageNotFound, ImageRefused
 from common.messages import CaptureFigures, DiskImage, second_image_id
 from common.states import TaskState
 from compute_agent import upload
@@ -43,6 +44,8 @@ class Publication:
         self._teller = Teller(job, tools.settings.progress_log_interval_s)
         #: Images whose data is ours: whatever they hold, we may delete them.
         self._begun: set[str] = set()
+        #: Images that an earlier agent had begun with: they may be there, or have arrived.
+        self._taken_up: set[str] = set()
 
     def require_queued(self) -> None:
         """Raise JobCancelled or ImageRefused, before the guest is touched, if there is no use."""
@@ -59,7 +62,7 @@ class Publication:
         root = self._all[0]
         for image in self._all:
             with _deletion_cancels():
-                if image is not root:
+                if image is not root and not self._exists(image):
                     self._make_record(root, image)
                 self._describe(image)
 
@@ -117,6 +120,11 @@ class Publication:
         """The upload had begun before the agent was interrupted."""
         self._begun.update(image.image_id for image in self._all)
 
+    def take_up(self) -> None:
+        """Go on with images that an earlier agent had begun with."""
+        self.take_for_ours()
+        self._taken_up.update(image.image_id for image in self._all)
+
     @property
     def _all(self) -> list[DiskImage]:
         return self._job.result.images
@@ -129,6 +137,15 @@ class Publication:
         }
         suffix = f" ({image.disk})"
         self._images.duplicate_record(root.image_id, image.image_id, suffix, properties)
+
+    def _exists(self, image: DiskImage) -> bool:
+        if image.image_id not in self._taken_up:
+            return False
+        try:
+            self._images.show(image.image_id)
+        except ImageNotFound:
+            return False
+        return True
 
     def _require_queued(self, image: DiskImage) -> None:
         status = self._images.show(image.image_id).status
@@ -149,6 +166,8 @@ class Publication:
             )
 
     def _describe(self, image: DiskImage) -> None:
+        if image.image_id in self._taken_up and self._settled(image).status != "queued":
+            return  # described before its data was sent
         self._require_queued(image)
         changes: dict[str, object] = {
             "disk_format": self._tools.settings.image_format,
@@ -204,7 +223,7 @@ class Publication:
         )
         self._begun.add(image.image_id)
         with _deletion_cancels():
-            digest = upload.upload(
+            digest = self._read_again(image, pump) or upload.upload(
                 self._images,
                 image.image_id,
                 pump,
@@ -213,6 +232,17 @@ class Publication:
             )
         self._teller.went_through(digest.size_bytes)
         self._note(at, size_bytes=digest.size_bytes, sha512=digest.sha512)
+
+    def _settled(self, image: DiskImage) -> Image:
+        return upload.settled(self._images, image.image_id, self._job.stopped)
+
+    def _read_again(self, image: DiskImage, pump: Pump) -> Digest | None:
+        """Return what the image must hold, if the bytes of an earlier agent had all arrived."""
+        if image.image_id not in self._taken_up or self._settled(image).status != "active":
+            return None
+        LOG.info("Image %s had arrived; reading the disk again to compare", image.image_id)
+        collections.deque(pump, maxlen=0)
+        return pump.digest
 
     def _verify(self, at: int) -> None:
         image = self._all[at]

@@ -2,10 +2,11 @@
 """What a starting agent does about the jobs that its predecessor left open.
 
 Runs once, before anything is consumed. A job that had not begun is simply
-submitted. One that had is undone by what the journal says of it: the guest is
-resumed if we had paused it, the capture ended, the half-made image removed,
-and the job ends in `error` with its reason; one whose image was already
-published ends in `done`. Workspaces that no entry owns are removed too.
+submitted, and so is one whose frozen view still stands: its upload begins
+again. Any other is undone by what the journal says of it: the guest is resumed
+if we had paused it, the capture ended, the half-made image removed, and the job
+ends in `error` with its reason; one whose image was already published ends in
+`done`. Workspaces that no entry owns are removed too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from common import context
 from common.errors import InstanceNotFound, JobInterrupted
-from compute_agent import release
+from compute_agent import release, take_up
 from compute_agent.capture.workspace import Workspace
 from compute_agent.increments import give_up_all
 from compute_agent.jobs import Job, Jobs, Reports
@@ -54,18 +55,21 @@ class Recovery:
         """Put every open entry right."""
         entries = self._journal.open_entries()
         self._give_back_earlier()
+        going_on = [entry for entry in entries if self._goes_on(entry)]
         for entry in entries:
-            if entry.step is not None:
+            if entry not in going_on:
                 self._end(entry)
-        unreleased = self._journal.unreleased()
         # QEMU may still write into the scratch of a job that is open on its guest.
-        self._remove_leftovers(keep=[self._directories.of_job(one.job_id) for one in unreleased])
-        if not unreleased:
-            give_up_all(self._increments, self._hypervisor.guest)
-        for entry in entries:
-            if entry.step is None:
-                LOG.info("Job %s was accepted before the restart; it begins now", entry.job_id)
-                self._jobs.submit(entry)
+        in_use = [*self._journal.unreleased(), *going_on]
+        self._remove_leftovers(keep=[self._directories.of_job(one.job_id) for one in in_use])
+        give_up_all(
+            self._increments,
+            self._hypervisor.guest,
+            but={entry.request.instance.uuid for entry in in_use},
+        )
+        for entry in going_on:
+            LOG.info("Job %s was accepted before the restart; it goes on", entry.job_id)
+            self._jobs.submit(entry)
 
     def stop(self, deadline: float) -> None:
         """Nothing runs."""
@@ -82,6 +86,14 @@ class Recovery:
                     self._journal.mark_released(entry.job_id)
                 except Exception:
                     LOG.exception("What job %s left must stay for now", entry.job_id)
+
+    def _goes_on(self, entry: Entry) -> bool:
+        """Tell whether a job has not begun yet, or its frozen view still stands."""
+        try:
+            return entry.step is None or take_up.stands(self._tools, entry)
+        except Exception:
+            LOG.exception("Job %s cannot be gone on with", entry.job_id)
+            return False
 
     def _end(self, entry: Entry) -> None:
         """Put one entry right and end its job."""

@@ -130,6 +130,7 @@ def facts_of(run: Run) -> dict[str, Any]:
             {"disk": dataclasses.asdict(one.disk), "capacity_bytes": one.capacity_bytes}
             for one in run.targets
         ],
+        "since": run.capture.since,
         "images": [image.to_wire() for image in run.job.result.images],
         "figures": figures.to_wire() if figures else None,
     }

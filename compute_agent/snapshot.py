@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from common.errors import CaptureFailed, InstanceNotFound, StillframeError
 from common.messages import CaptureFigures, DiskImage
@@ -28,6 +28,7 @@ from compute_agent.pause import Freeze
 from compute_agent.publication import Publication
 from compute_agent.run import Run, begin, facts_of, root_image, targets_of
 from compute_agent.stream.adaptive import AdaptiveRate
+from compute_agent.take_up import take_up
 from compute_agent.tools import Settings, Tools
 
 LOG = logging.getLogger(__name__)
@@ -140,6 +141,9 @@ STEPS: tuple[Step, ...] = (
     Step(name="release", run=give_back, task_state=TaskState.IMAGE_UPLOADING, final=True),
 )
 
+#: What is left of a snapshot whose frozen view outlived an agent.
+_GOING_ON = STEPS[[step.name for step in STEPS].index("stream") :]
+
 #: Steps that a journal entry can name, i.e. whose begin is recorded.
 JOURNALLED = tuple(step.name for step in STEPS if not step.silent)
 
@@ -155,18 +159,28 @@ class Pipeline:
         self._tools = dataclasses.replace(self._tools, settings=settings)
 
     def run(self, job: Job) -> None:
-        """Take the snapshot that `job` asks for, or undo all of it and raise why not."""
+        """Take the snapshot that `job` asks for, or undo all of it and raise why not.
+
+        One that an earlier agent had begun, its frozen view standing, goes on.
+        """
         try:
             guest = self._tools.hypervisor.guest(job.request.instance.uuid)
-            release.release_earlier(self._tools, guest)
-            run = begin(self._tools, job, guest)
+            if job.entry.step is not None:
+                run, begun, steps = take_up(self._tools, job, guest), [STEPS[0]], _GOING_ON
+                _look_after(run)
+            else:
+                release.release_earlier(self._tools, guest)
+                run, begun, steps = begin(self._tools, job, guest), [], STEPS
         except BaseException:
             job.result.images = job.result.images or [root_image(job, "root")]
             Publication(self._tools, job).discard()
             raise
-        begun: list[Step] = []
+        self._walk(run, begun, steps)
+
+    def _walk(self, run: Run, begun: list[Step], steps: Iterable[Step]) -> None:
+        """Take the steps; after an error undo what had begun, and raise it."""
         try:
-            for step in STEPS:
+            for step in steps:
                 self._enter(step, run)
                 begun.append(step)
                 step.run(run)

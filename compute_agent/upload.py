@@ -16,7 +16,13 @@ from concurrent.futures import Future, wait
 
 from common import context
 from common.errors import StillframeError, VerifyFailed
-from common.glance import ImageNotFound, ImageRefused, ImageService, ImageServiceUnavailable
+from common.glance import (
+    Image,
+    ImageNotFound,
+    ImageRefused,
+    ImageService,
+    ImageServiceUnavailable,
+)
 from compute_agent.stream.pump import Digest, Pump, Stopped
 
 LOG = logging.getLogger(__name__)
@@ -111,25 +117,19 @@ def _worth_repeating(error: StillframeError) -> bool:
     return not isinstance(error, ImageRefused) or error.status == _CONFLICT
 
 
-def _has_arrived(images: ImageService, image_id: str, pump: Pump, stopped: threading.Event) -> bool:
-    """Look where a broken upload has left the image; wait while Glance has not noticed the break.
+def settled(images: ImageService, image_id: str, stopped: threading.Event) -> Image:
+    """Return the record of an image whose upload broke off, once Glance has noticed that.
 
-    True if every byte had arrived and only the answer was lost. Raises
-    ImageNotFound if the image is gone, ImageRefused if it holds other data or
-    Glance does not notice the break.
+    It is `queued` then, or `active`: every byte had arrived. Raises
+    ImageNotFound if the image is gone, and ImageRefused if Glance does not notice.
     """
     deadline = time.monotonic() + _SETTLE_TIMEOUT_S
     while True:
         image = images.show(image_id)
         if image.status in _GONE:
             raise ImageNotFound("the image was deleted meanwhile")
-        if image.status == "active":
-            if pump.is_complete and image.size_bytes == pump.digest.size_bytes:
-                LOG.info("Image %s had arrived whole; only the answer was lost", image_id)
-                return True
-            raise ImageRefused("the image got its data from somebody else")
-        if image.status == "queued":
-            return False
+        if image.status in ("queued", "active"):
+            return image
         if time.monotonic() >= deadline:
             # A Glance that died while it received leaves the image so for ever,
             # and takes no more data for it.
@@ -138,6 +138,21 @@ def _has_arrived(images: ImageService, image_id: str, pump: Pump, stopped: threa
                 "ask for the snapshot again"
             )
         _pause(_SETTLE_LOOK_S, stopped)
+
+
+def _has_arrived(images: ImageService, image_id: str, pump: Pump, stopped: threading.Event) -> bool:
+    """Look where a broken upload has left the image.
+
+    True if every byte had arrived and only the answer was lost. Raises what
+    `settled` raises, and ImageRefused if the image holds other data.
+    """
+    image = settled(images, image_id, stopped)
+    if image.status == "queued":
+        return False
+    if pump.is_complete and image.size_bytes == pump.digest.size_bytes:
+        LOG.info("Image %s had arrived whole; only the answer was lost", image_id)
+        return True
+    raise ImageRefused("the image got its data from somebody else")
 
 
 def _pause(seconds: float, stopped: threading.Event) -> None:

@@ -75,6 +75,8 @@ class Capture(Protocol):
     method: str
     #: The guest runs, so a pause makes sense.
     pausable: bool
+    #: The checkpoint that what is read is relative to; None: whole disks are read.
+    since: str | None
 
     def prepare(self) -> None:
         """Do all that needs no stop: space, scratch, directories, flush."""

@@ -21,6 +21,7 @@ class OfflineCapture:
 
     method = "offline"
     pausable = False
+    since: str | None = None
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan

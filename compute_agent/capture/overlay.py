@@ -33,6 +33,7 @@ class OverlayCapture:
 
     method = "overlay"
     pausable = True
+    since: str | None = None
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -69,8 +70,6 @@ class OverlayCapture:
 
     def exports(self) -> tuple[Export, ...]:
         """Serve the disks, which now stand still, and return the exports."""
-        for target in self._plan.targets:
-            self._servers.serve(target)
         return tuple(self._servers.export(target) for target in self._plan.targets)
 
     def growing(self) -> tuple[Path, ...]:

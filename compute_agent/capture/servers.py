@@ -19,6 +19,7 @@ class Servers:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._servers: list[QemuNbd] = []
+        self._served: set[str] = set()
 
     def serve(self, target: CaptureTarget) -> None:
         """Serve a disk's image as the export named after the disk; return when it can be read."""
@@ -30,9 +31,12 @@ class Servers:
         )
         self._servers.append(server)
         server.start()
+        self._served.add(target.name)
 
     def export(self, target: CaptureTarget) -> Export:
-        """Return where a disk is served."""
+        """Return where a disk is served, having begun to serve it if an earlier agent did."""
+        if target.name not in self._served:
+            self.serve(target)
         return Export(
             target=target.name,
             socket_path=str(self._workspace.socket_path(target.name)),

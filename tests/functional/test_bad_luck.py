@@ -226,21 +226,6 @@ def test_sigterm_in_the_upload_lets_it_finish(cloud: Cloud, running_guest: Guest
     assert leftovers(cloud) == []
 
 
-def test_kill_9_in_the_upload_is_put_right_at_the_next_start(
-    cloud: Cloud, running_guest: Guest
-) -> None:
-    asked = ask(cloud, running_guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
-    cloud.agent.kill()
-    cloud.start_agent()
-    job = asked.ended()
-    assert (job["state"], job["reason_code"]) == ("error", "interrupted")
-    assert asked.image() is None
-    assert running_guest.state() == "running"
-    assert leftovers(cloud) == []
-    assert ask(cloud, running_guest).ended()["state"] == "done"
-
-
 def test_a_second_agent_on_the_same_state_refuses_to_start(cloud: Cloud) -> None:
     done = subprocess.run(
         cloud._command("stillframe-compute", logs=False),

@@ -154,6 +154,7 @@ def test_a_job_that_fails_leaves_the_chain_as_it_was(cloud: Cloud, guest: Guest)
     )
     wait_for(lambda: asked.job()["step"] == "stream", "the upload")
     cloud.agent.kill()
+    cloud.libvirtd.virsh("domjobabort", guest.name)
     cloud.start_agent()
     assert asked.ended()["state"] == "error"
     assert checkpoints(cloud, guest) == before

@@ -43,7 +43,7 @@ DOMAIN = f"<domain><devices>{DISK}</devices></domain>"
 class Stage:
     """Every seam of the pipeline at once: notes what is done, and fails where it is told to."""
 
-    method, pausable, uuid, budget_s = "backup", True, "guest", 5.0
+    method, pausable, since, uuid, budget_s = "backup", True, None, "guest", 5.0
 
     def __init__(self) -> None:
         self.done: list[str] = []

@@ -212,7 +212,7 @@ class ImageService:
             response = client.session.put(
                 f"/v2/images/{image_id}/file",
                 data=body,
-                headers=_OCTETS | _request_id(),
+                headers=_OCTETS | {"x-openstack-image-size": str(len(body))} | _request_id(),
                 endpoint_filter=self._endpoint_filter(),
                 endpoint_override=self._settings.endpoint_override,
                 raise_exc=False,

@@ -168,7 +168,6 @@ class Publication:
     def _describe(self, image: DiskImage) -> None:
         if image.image_id in self._taken_up and self._settled(image).status != "queued":
             return  # described before its data was sent
-        self._require_queued(image)
         changes: dict[str, object] = {
             "disk_format": self._tools.settings.image_format,
             "container_format": "bare",

@@ -73,6 +73,8 @@ class GlanceSettings:
     num_retries: int = 3
     request_timeout_s: float = 30.0
     upload_timeout_s: float = 300.0
+    #: Send an image's data in chunks rather than with a Content-Length.
+    chunked_upload: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,16 @@ class Body(Protocol):
 
     def __iter__(self) -> Iterator[bytes | bytearray | memoryview]:
         """Yield the data from byte 0."""
+
+
+class _Unsized:
+    """A body that does not tell its length, so requests sends it in chunks, a buffer each."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes | bytearray | memoryview]:
+        return iter(self._body)
 
 
 def _typed(call: Callable[P, R]) -> Callable[P, R]:
@@ -211,7 +223,8 @@ class ImageService:
         try:
             response = client.session.put(
                 f"/v2/images/{image_id}/file",
-                data=body,
+                data=_Unsized(body) if self._settings.chunked_upload else body,
+                # Not every Glance reads it; one that does allocates by it, chunks or not.
                 headers=_OCTETS | {"x-openstack-image-size": str(len(body))} | _request_id(),
                 endpoint_filter=self._endpoint_filter(),
                 endpoint_override=self._settings.endpoint_override,

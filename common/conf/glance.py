@@ -48,6 +48,16 @@ starts again from byte 0 of the same frozen export.
         min=1.0,
         help="Seconds that an upload may stand still (not: last) before it is broken off.",
     ),
+    cfg.BoolOpt(
+        "chunked_upload",
+        default=True,
+        help="""
+Send an image's data in chunks, as Nova and glanceclient do: Glance spends a third
+less processor time on it than on a body with a Content-Length. The size goes along
+in x-openstack-image-size. Turn it off for a Glance older than 2025.2 whose store
+allocates by the length (RBD), or behind a proxy that takes no chunks.
+""",
+    ),
 ]
 
 
@@ -78,4 +88,5 @@ def settings(conf: cfg.ConfigOpts) -> GlanceSettings:
         num_retries=group.num_retries,
         request_timeout_s=group.request_timeout,
         upload_timeout_s=group.upload_timeout,
+        chunked_upload=group.chunked_upload,
     )

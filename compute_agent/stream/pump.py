@@ -26,9 +26,9 @@ from compute_agent.stream.throttle import Throttle, Throttles
 
 __all__ = ["Digest", "Layout", "Paced", "Progress", "Pump", "Stopped", "UnexpectedLength"]
 
-#: What each thread may be ahead of the next. Two seconds of the usual rate limit
-#: would be 400 MB; 16 MiB are enough to never wait for one another's system calls.
-_AHEAD_BYTES = 16 << 20
+#: What each thread may be ahead of the next: enough to never wait for one another's
+#: system calls, and little in the memory of a hypervisor.
+_AHEAD_BYTES = 8 << 20
 _PROGRESS_INTERVAL_S = 0.5
 
 

@@ -42,6 +42,20 @@ class PlayedGlance(BaseHTTPRequestHandler):
         image = {"id": HIDDEN if hidden else VISIBLE, "status": "active", "name": "n"}
         self._answer(200, {"images": [image]})
 
+    def do_PUT(self) -> None:  # the standard library's
+        """Take data, with its length or in chunks."""
+        length = self.headers.get("Content-Length")
+        data = self.rfile.read(int(length)) if length else b"".join(self._chunks())
+        self.server.uploaded.append((dict(self.headers), data))
+        self.send_response(204)
+        self.end_headers()
+
+    def _chunks(self) -> Iterator[bytes]:
+        while length := int(self.rfile.readline(), 16):
+            yield self.rfile.read(length)
+            self.rfile.readline()
+        self.rfile.readline()
+
     def _answer(self, status: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
         self.send_response(status)
@@ -63,6 +77,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), PlayedGlance)
         self.created: list[tuple[dict[str, str], dict[str, Any]]] = []
         self.asked: list[dict[str, list[str]]] = []
+        self.uploaded: list[tuple[dict[str, str], bytes]] = []
 
 
 @pytest.fixture
@@ -74,11 +89,41 @@ def glance() -> Iterator[Server]:
     server.server_close()
 
 
-@pytest.fixture
-def images(glance: Server) -> ImageService:
+def service_of(glance: Server, **settings: Any) -> ImageService:
     url = f"http://127.0.0.1:{glance.server_address[1]}"
     own = session.Session(auth=noauth.NoAuth(endpoint=url))
-    return ImageService(GlanceSettings(session=own, endpoint_override=url, num_retries=0))
+    return ImageService(
+        GlanceSettings(session=own, endpoint_override=url, num_retries=0, **settings)
+    )
+
+
+@pytest.fixture
+def images(glance: Server) -> ImageService:
+    return service_of(glance)
+
+
+class Buffers:
+    """A body of every kind of buffer that the agent sends."""
+
+    parts = (b"bytes", bytearray(b"bytearray"), memoryview(b"view"))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[bytes | bytearray | memoryview]:
+        return iter(self.parts)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_data_goes_in_chunks_or_with_its_length_and_its_size_beside_it(
+    glance: Server, chunked: bool
+) -> None:
+    service_of(glance, chunked_upload=chunked).upload(VISIBLE, Buffers())
+    ((headers, data),) = glance.uploaded
+    assert data == b"bytesbytearrayview"
+    assert headers["x-openstack-image-size"] == str(len(data))
+    assert headers.get("Transfer-Encoding") == ("chunked" if chunked else None)
+    assert headers.get("Content-Length") == (None if chunked else str(len(data)))
 
 
 def test_hidden_images_are_found_too(glance: Server, images: ImageService) -> None:

@@ -13,6 +13,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -92,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
                 length = int(self.headers.get("Content-Length") or 0)
                 backend.request(self.command, self.path, self.rfile.read(length), self._headers())
                 self._answer(backend.getresponse())
-        except (OSError, http.client.HTTPException):
+        except (OSError, ValueError, http.client.HTTPException):
             self.close_connection = True
         finally:
             backend.close()
@@ -114,26 +115,37 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in self._headers().items():
             backend.putheader(name, value)
         backend.endheaders()
-        left, done = int(self.headers["Content-Length"]), 0
-        while left:
-            owner.flows.wait()
-            chunk = self.rfile.read(min(_CHUNK, left))
-            if not chunk:
-                raise OSError("the client went away")
-            left, done = left - len(chunk), done + len(chunk)
-            backend.send(chunk)
+        done = 0
+        for chunk in self._chunks():
+            done += len(chunk)
+            backend.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
             time.sleep(owner.delay_s)
             if cut is not None and done >= cut:
                 raise OSError("cut, as told")
+        backend.send(b"0\r\n\r\n")
         answer = backend.getresponse()
         if owner.loses_images and answer.status == _NO_CONTENT:
             answer.read()
+            backend.close()  # it is opened again
             backend.request("DELETE", self.path.removesuffix("/file"))
             backend.getresponse().read()
             self.send_response(_NO_CONTENT)
             self.end_headers()
             return
         self._answer(answer)
+
+    def _chunks(self) -> Iterator[bytes]:
+        """Yield the body of a chunked request in pieces of 64 KiB at most."""
+        while left := int(self.rfile.readline(), 16):
+            while left:
+                self.owner.flows.wait()
+                data = self.rfile.read(min(_CHUNK, left))
+                if not data:
+                    raise OSError("the client went away")
+                left -= len(data)
+                yield data
+            self.rfile.readline()
+        self.rfile.readline()
 
     def _answer(self, answer: http.client.HTTPResponse) -> None:
         body = self._meddled(answer.read())

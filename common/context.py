@@ -10,7 +10,7 @@ having to pass them along.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from oslo_context import context as oslo_context
@@ -22,14 +22,12 @@ class RequestContext(oslo_context.RequestContext):
 
 def new(instance_uuid: str | None = None, **values: Any) -> RequestContext:
     """Return a fresh context, not yet bound to the thread, with a new request id."""
-    return RequestContext(overwrite=False, resource_uuid=instance_uuid, **values)
+    return _unbound(lambda: RequestContext(resource_uuid=instance_uuid, **values))
 
 
 def from_wire(wire: Mapping[str, Any] | None, instance_uuid: str | None = None) -> RequestContext:
     """Rebuild the context of an RPC message; whatever is missing is made anew."""
-    context: RequestContext = RequestContext.from_dict(
-        {**dict(wire or {}), "overwrite": False}, overwrite=False
-    )
+    context = _unbound(lambda: RequestContext.from_dict(dict(wire or {})))
     if instance_uuid is not None:
         context.resource_uuid = instance_uuid
     return context
@@ -43,13 +41,26 @@ def bound(context: RequestContext) -> Iterator[RequestContext]:
     try:
         yield context
     finally:
-        if before is not None:
-            before.update_store()
-        elif hasattr(oslo_context._request_store, "context"):
-            del oslo_context._request_store.context
+        _put_back(before)
 
 
 def current() -> RequestContext | None:
     """Return the context bound to this thread, if any."""
     context = oslo_context.get_current()
     return context if isinstance(context, RequestContext) else None
+
+
+def _unbound(make: Callable[[], RequestContext]) -> RequestContext:
+    """Make a context; oslo.context would bind it to a thread that has none, for ever."""
+    before = oslo_context.get_current()
+    try:
+        return make()
+    finally:
+        _put_back(before)
+
+
+def _put_back(before: oslo_context.RequestContext | None) -> None:
+    if before is not None:
+        before.update_store()
+    elif hasattr(oslo_context._request_store, "context"):
+        del oslo_context._request_store.context

@@ -33,6 +33,8 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: A signal that comes just before a wait begins does not end it: its handler runs after it.
+_LOOK_S = 0.5
 
 
 class Service(Protocol):
@@ -108,9 +110,9 @@ class Daemon:
         beat_s = _watchdog_interval_s()
         while True:
             try:
-                number = self._signals.get(timeout=beat_s)
+                number = self._signals.get(timeout=_LOOK_S if beat_s is None else beat_s)
             except queue.Empty:
-                if self._healthy():
+                if beat_s is not None and self._healthy():
                     notify("WATCHDOG=1")
                 continue
             if number in _STOP_SIGNALS:

@@ -24,12 +24,18 @@ RING_RECORDS = 8192
 def filled(directory: Path, leave_mib: int) -> Iterator[None]:
     """Fill a file system but for so many MiB."""
     ballast = directory / "ballast"
-    free_mib = shutil.disk_usage(directory).free // MIB
-    subprocess.run(["fallocate", "-l", f"{free_mib - leave_mib}M", str(ballast)], check=True)
     try:
+        wait_for(lambda: _fill(ballast, leave_mib), "a file system that is nearly full", 20)
         yield
     finally:
         ballast.unlink()
+
+
+def _fill(ballast: Path, leave_mib: int) -> bool:
+    """Try it; whoever else writes there meanwhile may have taken the room."""
+    free_mib = shutil.disk_usage(ballast.parent).free // MIB
+    command = ["fallocate", "-l", f"{free_mib - leave_mib}M", str(ballast)]
+    return subprocess.run(command, check=False).returncode == 0
 
 
 def assert_ended_for_want_of_space(cloud: Cloud, asked: Asked) -> None:

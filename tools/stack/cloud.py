@@ -22,6 +22,7 @@ from tools.stack.rabbitmq import RabbitMq
 
 _READY_TIMEOUT_S = 60.0
 _RELOADED = "stillframe-compute obeys them"
+_READY = "stillframe-compute is ready"
 #: What operators are told to run with is what the demo and the tests run with.
 _PRODUCTION_BROKER_BLOCK = Path(__file__).parents[2] / "etc" / "stillframe" / "rabbitmq.conf"
 
@@ -142,18 +143,20 @@ class Cloud:
 
     def start_agent(self) -> None:
         """Start stillframe-compute and wait until the API knows it to be up."""
+        ready = self._said(_READY)
         if self.agent.pid is None:
             self.agent.start(self._command("stillframe-compute"))
+            # For a while the API still holds the one before it to be up.
+            self.agent.wait_until(lambda: self._said(_READY) > ready, _READY_TIMEOUT_S)
         self.agent.wait_until(self._agent_is_up, _READY_TIMEOUT_S)
 
     def reconfigure_agent(self, *lines: str) -> None:
         """Have the running agent obey other mutable options, as lines after `extra_config`."""
         self._options = list(lines)
         self.configure()
-        log = self.log_directory / "n-cpu.log"
-        before = log.read_text().count(_RELOADED)
+        before = self._said(_RELOADED)
         self.agent.signal(signal.SIGHUP)
-        _wait(lambda: log.read_text().count(_RELOADED) > before, "the agent's new options")
+        _wait(lambda: self._said(_RELOADED) > before, "the agent's new options")
 
     def manage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run stillframe-manage on this cloud; raise CalledProcessError unless it exits with 0."""
@@ -212,6 +215,11 @@ class Cloud:
             for name, token in tokens.items()
         )
         self.clouds_file.write_text(_CLOUDS.format(clouds=clouds))
+
+    def _said(self, words: str) -> int:
+        """Return how often the agent's log says so."""
+        log = self.log_directory / "n-cpu.log"
+        return log.read_text().count(words) if log.exists() else 0
 
     def _agent_is_up(self) -> bool:
         found = self.get("/v2.1/os-services") or {"services": []}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -37,6 +38,7 @@ _GONE = (404, 410)
 _SERVER_ERROR = 500
 _DOWNLOAD_BYTES = 1 << 20
 _OCTETS = {"Content-Type": "application/octet-stream"}
+_JSON_PATCH = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
 
 
 class ImageServiceUnavailable(StillframeError):
@@ -199,11 +201,9 @@ class ImageService:
             for image in self._retrying(self._list, {property_name: value, **more})
         ]
 
-    def update(
-        self, image_id: str, changes: Mapping[str, Any], remove: tuple[str, ...] = ()
-    ) -> None:
-        """Set (and remove) attributes and properties of an image; the others stay."""
-        self._retrying(lambda: self._update(image_id, dict(changes), list(remove)))
+    def update(self, image_id: str, changes: Mapping[str, Any]) -> None:
+        """Set attributes and properties of an image; the others stay."""
+        self._retrying(lambda: self._update(image_id, changes))
 
     def delete(self, image_id: str) -> None:
         """Delete an image; one that is gone already is fine."""
@@ -276,8 +276,15 @@ class ImageService:
         return [_image(found) for found in self._controller().list(filters=filters)]
 
     @_typed
-    def _update(self, image_id: str, changes: dict[str, Any], remove: list[str]) -> None:
-        self._controller().update(image_id, remove_props=remove, **changes)
+    def _update(self, image_id: str, changes: Mapping[str, Any]) -> None:
+        # Not glanceclient's own `update`, which fetches the record first to find what differs.
+        patch = [
+            {"op": "add", "path": f"/{_pointer(name)}", "value": value}
+            for name, value in changes.items()
+        ]
+        self._http_client().patch(
+            f"/v2/images/{image_id}", headers=dict(_JSON_PATCH), data=json.dumps(patch)
+        )
 
     @_typed
     def _delete(self, image_id: str) -> None:
@@ -314,6 +321,11 @@ class _SchemaCache:
         if name not in self._schemas:
             self._schemas[name] = glance_schemas.Controller(self._http_client()).get(name)
         return self._schemas[name]
+
+
+def _pointer(name: str) -> str:
+    """Escape a name for a JSON pointer (RFC 6901)."""
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _request_id() -> dict[str, str]:

@@ -42,6 +42,12 @@ class PlayedGlance(BaseHTTPRequestHandler):
         image = {"id": HIDDEN if hidden else VISIBLE, "status": "active", "name": "n"}
         self._answer(200, {"images": [image]})
 
+    def do_PATCH(self) -> None:  # the standard library's
+        """Change an image."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.patched.append((dict(self.headers), body))
+        self._answer(200, {"id": VISIBLE, "status": "queued"})
+
     def do_PUT(self) -> None:  # the standard library's
         """Take data, with its length or in chunks."""
         length = self.headers.get("Content-Length")
@@ -77,6 +83,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), PlayedGlance)
         self.created: list[tuple[dict[str, str], dict[str, Any]]] = []
         self.asked: list[dict[str, list[str]]] = []
+        self.patched: list[tuple[dict[str, str], list[dict[str, Any]]]] = []
         self.uploaded: list[tuple[dict[str, str], bytes]] = []
 
 
@@ -144,3 +151,17 @@ def test_whatever_a_property_is_called_it_arrives(
     assert image.properties == {key: "value"}
     assert "x-image-meta-store" not in {name.lower() for name in headers}
     assert headers["Content-Type"] == "application/json"
+
+
+def test_a_change_is_one_request_and_leaves_the_rest_alone(
+    glance: Server, images: ImageService
+) -> None:
+    images.update(VISIBLE, {"disk_format": "qcow2", "os_hidden": True, "a/b~c": "value"})
+    ((headers, patch),) = glance.patched
+    assert headers["Content-Type"] == "application/openstack-images-v2.1-json-patch"
+    assert patch == [
+        {"op": "add", "path": "/disk_format", "value": "qcow2"},
+        {"op": "add", "path": "/os_hidden", "value": True},
+        {"op": "add", "path": "/a~1b~0c", "value": "value"},
+    ]
+    assert glance.asked == [], "nothing is looked up first"

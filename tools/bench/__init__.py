@@ -6,8 +6,11 @@ ways/       the methods: ours, Nova's, the physical limits, stops
 run.py      rounds in shuffled order, each method between two bare PUTs
 stage.py    one case's guests on the private cloud
 measure.py  counters of processes, threads and directories
+client.py   what a user does: ask, wait, cancel, upload
 figures.py  from samples to rows and ratios: pure
-report.py   the table for people, the goals
+goals.py    the bounds that figures are held to
+report.py   the table for people, the JSON for programs
+host.py     on what it was measured
 plot.py     the picture
 pause.py    the other benchmark: how long guests stand still, by disk and host settings
 """

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a benchmark: `python -m tools.bench snapshot [--quick] [--json FILE] [--plot FILE.svg]`.
+"""Runs a benchmark.
+
+    python -m tools.bench snapshot [--quick] [--json FILE] [--plot FILE.svg]
+    python -m tools.bench pause [--count N] [--json FILE] [--plot FILE.svg]
 
 Must run as root in the interpreter of a venv with `stillframe[api,agent]`
 (`.demo/venv` after `make demo`). docs/benchmarks.md says what is counted.
@@ -10,15 +13,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
-from tools.bench import plot, report
-from tools.bench.cases import FULL, QUICK
-from tools.bench.host import describe
-from tools.bench.run import run
+from tools.bench import goals, host, pause, plot, report, run
+from tools.bench.cases import CASES, QUICK, full
 from tools.bench.ways import WAYS
+
+_CASES = [case.name for case in CASES]
 
 
 def main() -> int:
@@ -27,13 +31,21 @@ def main() -> int:
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     command = benchmarks.add_parser("snapshot", help="ours, Nova's way and the physical limits")
     command.add_argument("--quick", action="store_true", help="the 2 GiB disk, in five minutes")
-    command.add_argument("--rounds", type=int, help="rounds of each case")
-    command.add_argument("--only", nargs="+", choices=list(WAYS), help="these methods alone")
+    command.add_argument("--rounds", type=int, default=5, help="of each case, if not --quick")
+    selections = (("--case", _CASES), ("--only", list(WAYS)))
+    for option, choices in selections:
+        command.add_argument(
+            option, nargs="+", choices=choices, metavar="NAME", help=f"of {', '.join(choices)}"
+        )
     command.set_defaults(measure=_snapshot)
+    command = benchmarks.add_parser("pause", help="how long guests stand still, by disk and host")
+    command.add_argument("--count", type=int, default=20, help="stops of each kind and guest")
+    command.set_defaults(measure=_pause)
     for one in benchmarks.choices.values():
         one.add_argument("--json", type=Path, help="write the figures to this file")
         one.add_argument("--plot", type=Path, help="draw them into this file, an SVG")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)  # libvirtd goes when it shall
     found = arguments.measure(arguments)
     sys.stdout.write(report.table(found))
     if arguments.json:
@@ -44,13 +56,16 @@ def main() -> int:
 
 
 def _snapshot(arguments: argparse.Namespace) -> dict[str, Any]:
-    plan = QUICK if arguments.quick else FULL
-    changes: dict[str, Any] = {}
-    if arguments.rounds:
-        changes["rounds"] = arguments.rounds
-    if arguments.only:
-        changes["only"] = tuple(arguments.only)
-    return report.report(run(dataclasses.replace(plan, **changes)), describe())
+    plan = QUICK if arguments.quick else full(arguments.rounds)
+    cases = arguments.case or _CASES
+    courses = tuple(one for one in plan.courses if one.case.name in cases)
+    plan = dataclasses.replace(plan, courses=courses, only=tuple(arguments.only or ()))
+    return report.report(run.run(plan), run.ORDER, goals.of_snapshots, host.describe())
+
+
+def _pause(arguments: argparse.Namespace) -> dict[str, Any]:
+    samples = pause.run(arguments.count)
+    return report.report(samples, pause.ORDER, pause.goals, host.describe())
 
 
 if __name__ == "__main__":

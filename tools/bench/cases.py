@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -28,6 +29,8 @@ class Case:
     size_gib: int
     data_mib: int
     writes: bool
+    #: Single clusters of data, all over the disk.
+    pieces: int = 0
 
     @property
     def options(self) -> str:
@@ -41,21 +44,28 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How often a case is measured."""
+
+    case: Case
+    rounds: int
+    #: In so many of the rounds, the methods that are no headline run, too.
+    extra_rounds: int
+    #: In each round: stops of each kind, so many times.
+    stops: int
+    #: So long after the whole began, only the headlines of the first round still run.
+    until_s: float = math.inf
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """How much is measured."""
 
-    cases: tuple[Case, ...]
-    rounds: int
-    #: In each round: one stop of each kind, so many times.
-    stops: int
+    courses: tuple[Course, ...]
     #: The guest is looked at for so long, undisturbed, before each run.
     quiet_s: float
     #: Only these methods, if any are named.
     only: tuple[str, ...] = ()
-    #: Methods that are no headline run in the first round alone.
-    headlines_first: bool = False
-    #: No further round begins after so long.
-    time_limit_s: float | None = None
 
 
 CASES = (
@@ -64,10 +74,20 @@ CASES = (
     Case(name="10 GiB, idle", size_gib=10, data_mib=3072, writes=False),
     Case(name="10 GiB, writing", size_gib=10, data_mib=3072, writes=True),
 )
-FULL = Plan(cases=CASES, rounds=5, stops=4, quiet_s=2.0)
+_QUICK_IDLE, _QUICK_WRITING = CASES[:2]
 QUICK = Plan(
-    cases=CASES[:2], rounds=3, stops=4, quiet_s=1.0, headlines_first=True, time_limit_s=225.0
+    courses=(
+        Course(case=_QUICK_IDLE, rounds=3, extra_rounds=1, stops=4, until_s=160),
+        Course(case=_QUICK_WRITING, rounds=2, extra_rounds=0, stops=0, until_s=230),
+    ),
+    quiet_s=0.7,
 )
+
+
+def full(rounds: int) -> Plan:
+    """Return the plan of everything, in so many rounds."""
+    courses = [Course(case=case, rounds=rounds, extra_rounds=rounds, stops=4) for case in CASES]
+    return Plan(courses=tuple(courses), quiet_s=2.0)
 
 
 def make_base(image: Path, directory: Path, size_gib: int, data_mib: int) -> Path:
@@ -98,7 +118,8 @@ def make_base(image: Path, directory: Path, size_gib: int, data_mib: int) -> Pat
 
 def fragment(disk: Path, size_gib: int, pieces: int) -> None:
     """Write single clusters all over a disk: as many stretches in its map."""
-    step = (size_gib * 1024 - _FILL_FROM_MIB) * _MIB // pieces // _FRAGMENT_BYTES * _FRAGMENT_BYTES
+    room_bytes = (size_gib * 1024 - _FILL_FROM_MIB) * _MIB
+    step = room_bytes // pieces // _FRAGMENT_BYTES * _FRAGMENT_BYTES
     offsets = (_FILL_FROM_MIB * _MIB + at * step for at in range(pieces))
     qemu_io(disk, (f"write -q -P 165 {offset} {_FRAGMENT_BYTES}" for offset in offsets))
 

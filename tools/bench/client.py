@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import glanceclient
 import requests
 
 from tools.stack.cloud import Cloud
@@ -79,22 +80,33 @@ def create_record(cloud: Cloud) -> str:
     return image_id
 
 
-def put(cloud: Cloud, image_id: str, file: Path) -> None:
-    """Put a file's bytes into an image: 1 MiB pieces, nothing hashed, the leanest that can be."""
+def put(cloud: Cloud, image_id: str, file: Path, *, chunked: bool = False) -> None:
+    """Put a file's bytes into an image: 1 MiB pieces, nothing hashed, the leanest that can be.
+
+    `chunked` leaves out the length (Transfer-Encoding: chunked), as Nova's client does.
+    """
     connection = http.client.HTTPConnection(
         "127.0.0.1", cloud.glance.port, timeout=_JOB_TIMEOUT_S, blocksize=_PIECE_BYTES
     )
-    headers = {
-        "Content-Type": "application/octet-stream",
-        "Content-Length": str(file.stat().st_size),
-    }
+    length = {"Transfer-Encoding": "chunked"}
+    if not chunked:
+        length = {"Content-Length": str(file.stat().st_size)}
+    headers = {"Content-Type": "application/octet-stream"} | length
+    url = f"/v2/images/{image_id}/file"
     with file.open("rb", buffering=0) as body:
-        connection.request("PUT", f"/v2/images/{image_id}/file", body, headers)
+        connection.request("PUT", url, body, headers, encode_chunked=chunked)
         answer = connection.getresponse()
         answer.read()
     connection.close()
     if answer.status != http.HTTPStatus.NO_CONTENT:
         raise RuntimeError(f"Glance answers {answer.status} to a PUT")
+
+
+def upload_as_nova(cloud: Cloud, image_id: str, file: Path) -> None:
+    """Put a file's bytes into an image by python-glanceclient, which Nova uploads with."""
+    glance = glanceclient.Client("2", endpoint=cloud.glance.endpoint)
+    with file.open("rb") as body:
+        glance.images.upload(image_id, body)
 
 
 def delete(cloud: Cloud, *image_ids: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 Row = dict[str, Any]
 
 _MIB = 2**20
+_INCREMENT = "increment"
 _NOVA_WAYS = ("nova-live", "nova-cold")
 
 
@@ -56,14 +57,19 @@ class Sample:
     limit_mb_s: float | None = None
 
 
-def rows(samples: Sequence[Sample]) -> list[Row]:
-    """Return one row for each case and method, in order of their first samples."""
+def rows(samples: Sequence[Sample], order: Sequence[str]) -> list[Row]:
+    """Return one row for each case and method; cases as they come, methods as `order` has them."""
     quiet_us: dict[str, list[int]] = {}
     groups: dict[tuple[str, str], list[Sample]] = {}
     for sample in samples:
         quiet_us.setdefault(sample.case, []).extend(sample.writes_before_us)
         groups.setdefault((sample.case, sample.method), []).append(sample)
-    return [_row(group, quiet_us[case]) for (case, _), group in groups.items()]
+    return [
+        _row(groups[case, method], quiet_us[case])
+        for case in quiet_us
+        for method in order
+        if (case, method) in groups
+    ]
 
 
 def ratios(samples: Sequence[Sample], case: str) -> dict[str, float | None]:
@@ -83,6 +89,8 @@ def ratios(samples: Sequence[Sample], case: str) -> dict[str, float | None]:
     return {
         "wall_vs_put": median(map(_wall_vs_put, backup)),
         "wall_vs_nova_way": _paired(backup, nova_wall, _wall_vs_put),
+        "wall_vs_nova_live": _paired(backup, of.get("nova-live", ()), _wall_vs_put),
+        "wall_vs_nova_cold": _paired(backup, of.get("nova-cold", ()), _wall_vs_put),
         "cpu_vs_nova_way": _paired(backup, nova_cpu, _cpu_s),
         "cpu_unhashed_vs_nova_way": _paired(backup, nova_cpu, _unhashed_cpu_s, _cpu_s),
         "pause_vs_bare": _ratio(
@@ -92,7 +100,7 @@ def ratios(samples: Sequence[Sample], case: str) -> dict[str, float | None]:
             median(pauses.get("backup", ())), median(pauses.get("pause-straightforward", ()))
         ),
         "increment_bytes": _ratio(
-            median(one.image_bytes for one in of.get("increment", ())),
+            median(one.image_bytes for one in of.get(_INCREMENT, ())),
             median(one.image_bytes for one in backup),
         ),
     }
@@ -121,6 +129,8 @@ def _row(group: Sequence[Sample], quiet_us: Sequence[int]) -> Row:
     pauses = _pauses(group)
     during_us = [one for sample in group for one in sample.writes_during_us]
     before_us = quiet_us if during_us else ()
+    rate_mb_s = median(one.rate_mb_s for one in group)
+    limit_mb_s = median(one.limit_mb_s for one in group)
     return {
         "case": group[0].case,
         "method": group[0].method,
@@ -145,8 +155,9 @@ def _row(group: Sequence[Sample], quiet_us: Sequence[int]) -> Row:
         **_latencies("before", before_us),
         **_latencies("during", during_us),
         "write_p99_ratio": _rounded(_ratio(percentile(during_us, 99), percentile(before_us, 99))),
-        "rate_mb_s": _rounded(median(one.rate_mb_s for one in group), 1),
-        "limit_mb_s": group[0].limit_mb_s,
+        "rate_mb_s": _rounded(rate_mb_s, 1),
+        "limit_mb_s": limit_mb_s,
+        "rate_vs_limit": _rounded(_ratio(rate_mb_s, limit_mb_s)),
     }
 
 
@@ -182,7 +193,8 @@ def _pauses(group: Iterable[Sample]) -> list[float]:
 
 
 def _wall_vs_put(sample: Sample) -> float | None:
-    return _ratio(sample.wall_s, sample.put_s)
+    """By the PUTs around it; an increment is no whole image, a PUT of so little is no measure."""
+    return None if sample.method == _INCREMENT else _ratio(sample.wall_s, sample.put_s)
 
 
 def _cpu_s(sample: Sample) -> float | None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counters read from outside: CPU, bytes and memory of processes, space of directories.
 
-Bytes of a tool are those of its read and write calls (rchar, wchar of
-/proc/PID/io: files and pipes; sockets do not count). Bytes of a QEMU are those
-that it fetched from and sent to disks (read_bytes, write_bytes): it opens its
-disks past the page cache, so nothing is hidden.
+/proc/PID/io tells bytes twice: of read and write calls, page cache or not
+(rchar, wchar; files and pipes, no sockets), and of what was fetched from or sent
+to disks (read_bytes, write_bytes; asynchronous I/O, which QEMU and qemu-nbd use,
+is only there). Of both, the larger counts.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ _BLOCK_BYTES = 512
 _LOOK_S = 0.1
 #: Writing this to clear_refs makes VmHWM, the peak of resident memory, begin anew.
 _RESET_PEAK = "5"
+_COUNTERS = {
+    "called_read_bytes": "rchar",
+    "called_written_bytes": "wchar",
+    "disk_read_bytes": "read_bytes",
+    "disk_written_bytes": "write_bytes",
+}
 _HASH_BYTES = 256 << 20
 _PIECE_BYTES = 1 << 20
 
@@ -36,25 +42,36 @@ class Usage:
     """What something has used since its start, or between two looks."""
 
     cpu_s: float = 0.0
-    read_bytes: float = 0
-    written_bytes: float = 0
+    #: By calls and by disks: see above.
+    called_read_bytes: float = 0
+    called_written_bytes: float = 0
+    disk_read_bytes: float = 0
+    disk_written_bytes: float = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            cpu_s=self.cpu_s + other.cpu_s,
-            read_bytes=self.read_bytes + other.read_bytes,
-            written_bytes=self.written_bytes + other.written_bytes,
-        )
+        return self._with(other, lambda mine, its: mine + its)
 
     def __sub__(self, other: Usage) -> Usage:
-        return self + other.times(-1)
+        return self._with(other, lambda mine, its: mine - its)
 
     def times(self, factor: float) -> Usage:
         """Return so many times the usage."""
+        return self._with(self, lambda mine, _: mine * factor)
+
+    @property
+    def read_bytes(self) -> float:
+        """What was read, from wherever."""
+        return max(self.called_read_bytes, self.disk_read_bytes)
+
+    @property
+    def written_bytes(self) -> float:
+        """What was written, to wherever."""
+        return max(self.called_written_bytes, self.disk_written_bytes)
+
+    def _with(self, other: Usage, operation: Callable[[float, float], float]) -> Usage:
+        names = (field.name for field in dataclasses.fields(self))
         return Usage(
-            cpu_s=self.cpu_s * factor,
-            read_bytes=self.read_bytes * factor,
-            written_bytes=self.written_bytes * factor,
+            **{name: operation(getattr(self, name), getattr(other, name)) for name in names}
         )
 
 
@@ -63,18 +80,18 @@ def of_tree(pid: int) -> Usage:
 
     The kernel adds a reaped child's CPU time and bytes to its parent's.
     """
-    own = Usage(cpu_s=_cpu_s(pid, with_reaped=True), **_bytes(pid, "rchar", "wchar"))
+    own = Usage(cpu_s=_cpu_s(pid, with_reaped=True), **_bytes(pid))
     return sum((of_tree(child) for child in _children(pid)), own)
 
 
 def of_qemu(pid: int) -> Usage:
-    """Return what a guest's QEMU has used: its CPU time, its disks' bytes."""
-    return Usage(cpu_s=_cpu_s(pid), **_bytes(pid, "read_bytes", "write_bytes"))
+    """Return what a guest's QEMU has used."""
+    return Usage(cpu_s=_cpu_s(pid), **_bytes(pid))
 
 
 def of_thread() -> Usage:
     """Return what the calling thread has used."""
-    return Usage(cpu_s=time.thread_time(), **_bytes("thread-self", "rchar", "wchar"))
+    return Usage(cpu_s=time.thread_time(), **_bytes("thread-self"))
 
 
 class Helpers:
@@ -92,7 +109,7 @@ class Helpers:
         # Left a zombie until its counters are read.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         killer.cancel()
-        counted = _bytes(process.pid, "rchar", "wchar")
+        counted = _bytes(process.pid)
         _pid, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         self._spent += Usage(cpu_s=used.ru_utime + used.ru_stime, **counted)
@@ -108,9 +125,9 @@ class Helpers:
         """Return what the programs and this thread have used."""
         return self._spent + of_thread()
 
-    def rss_peak_mib(self) -> float:
-        """Return the largest resident memory of any of the programs."""
-        return self._rss_peak_mib
+    def rss_peak_mib(self) -> float | None:
+        """Return the largest resident memory of any of the programs; None if none was run."""
+        return self._rss_peak_mib or None
 
 
 class Daemon:
@@ -186,10 +203,10 @@ def _cpu_s(pid: int, *, with_reaped: bool = False) -> float:
     return sum(map(int, fields[11 : 15 if with_reaped else 13])) / _TICKS_PER_S
 
 
-def _bytes(who: int | str, read: str, written: str) -> dict[str, float]:
+def _bytes(who: int | str) -> dict[str, float]:
     lines = Path(f"/proc/{who}/io").read_text().splitlines()
     counters = {name: int(value) for name, _, value in (line.partition(":") for line in lines)}
-    return {"read_bytes": counters[read], "written_bytes": counters[written]}
+    return {name: counters[counter] for name, counter in _COUNTERS.items()}
 
 
 def _children(pid: int) -> Iterator[int]:

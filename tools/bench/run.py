@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from tools.bench.cases import Case, Plan
+from tools.bench.cases import Course, Plan
 from tools.bench.figures import Sample
 from tools.bench.stage import Stage, listening, private_cloud, say, settle
-from tools.bench.ways import WAYS, Way, limits, ours, stops
+from tools.bench.ways import WAYS, limits, ours, stops
 
 _SEED = 20261125
 _STOPS = "stops"
 _PUT = "put"
-#: Even a run that is late has so many rounds.
-_ROUNDS_MIN = 2
+
+#: The rows of a case.
+ORDER = (*WAYS, _PUT, *(name for name in stops.STOPS if name not in WAYS))
 
 
 def run(plan: Plan) -> list[Sample]:
@@ -26,45 +28,66 @@ def run(plan: Plan) -> list[Sample]:
     shuffler = random.Random(_SEED)  # noqa: S311 # the same order each time
     samples: list[Sample] = []
     with private_cloud() as cloud, listening(cloud) as hypervisor:
-        for case in plan.cases:
-            with Stage(cloud, hypervisor, case, plan.quiet_s) as stage:
-                samples += _Rounds(stage, plan, shuffler, began).run()
+        for course in plan.courses:
+            with Stage(cloud, hypervisor, course.case, plan.quiet_s) as stage:
+                rounds = _Rounds(stage, course, plan.only, shuffler)
+                samples += rounds.run(until=began + course.until_s)
     return samples
+
+
+def wanted(course: Course, only: Collection[str], number: int) -> list[str]:
+    """Return what a round of a course, counted from 0, is of; `only` are methods, if any."""
+    names = [
+        name
+        for name, way in WAYS.items()
+        if way.serves(course.case)
+        and (not only or name in only)
+        and (way.headline or number < course.extra_rounds)
+        and not (way.once and number)
+    ]
+    return [*names, _STOPS] if course.stops else names
+
+
+def _is_extra(name: str) -> bool:
+    return name in WAYS and not WAYS[name].headline
 
 
 class _Rounds:
     """The rounds of one case."""
 
-    def __init__(self, stage: Stage, plan: Plan, shuffler: random.Random, began: float) -> None:
+    def __init__(
+        self, stage: Stage, course: Course, only: Collection[str], shuffler: random.Random
+    ) -> None:
         self._stage = stage
-        self._plan = plan
+        self._course = course
+        self._only = only
         self._shuffler = shuffler
-        self._began = began
         self._put_s = 0.0
 
-    def run(self) -> list[Sample]:
-        """Return the samples of all rounds."""
+    def run(self, until: float) -> list[Sample]:
+        """Return the samples of all rounds; after `until`, only what must not be missing."""
+        self._stage.use(WAYS["backup"].options)
         ours.keep_bytes(self._stage)
         samples = [self._put(0)]
-        for number in range(self._plan.rounds):
-            if number >= _ROUNDS_MIN and self._is_late():
-                say(f"{self._stage.case.name}: no time for more rounds")
+        for number in range(self._course.rounds):
+            if number and time.monotonic() > until:
+                say(f"{self._stage.case.name}: no time for round {number + 1}")
                 break
-            samples += self._round(number)
+            samples += self._round(number, until)
         return samples
 
-    def _is_late(self) -> bool:
-        limit_s = self._plan.time_limit_s
-        return limit_s is not None and time.monotonic() - self._began > limit_s
-
-    def _round(self, number: int) -> Iterator[Sample]:
-        names = [*wanted(self._plan, self._stage.case, number), _STOPS]
+    def _round(self, number: int, until: float) -> Iterator[Sample]:
+        names = wanted(self._course, self._only, number)
         self._shuffler.shuffle(names)
+        if until < math.inf:
+            names.sort(key=_is_extra)  # what may be left out comes last
         for name in names:
             if name == _STOPS:
                 yield from self._stops(number)
-            else:
+            elif not _is_extra(name) or time.monotonic() < until:
                 yield from self._pair(name, number)
+            else:
+                say(f"{self._stage.case.name}: no time for {name}")
 
     def _pair(self, name: str, number: int) -> Iterator[Sample]:
         """Run a method, then the PUT that is also the one before the next method."""
@@ -87,14 +110,9 @@ class _Rounds:
 
     def _stops(self, number: int) -> Iterator[Sample]:
         self._stage.use(WAYS["backup"].options)
-        for _ in range(self._plan.stops):
-            names = list(stops.STOPS)
-            self._shuffler.shuffle(names)
-            for name in names:
-                pause_ms = stops.stop(self._stage, name)
-                yield Sample(
-                    case=self._stage.case.name, method=name, round=number, pauses_ms=(pause_ms,)
-                )
+        for _ in range(self._course.stops):
+            for sample in stops.each(self._stage, self._shuffler):
+                yield dataclasses.replace(sample, round=number)
 
     def _tell(self, sample: Sample) -> None:
         pause = "".join(f", paused {pause_ms:.0f} ms" for pause_ms in sample.pauses_ms)
@@ -102,19 +120,3 @@ class _Rounds:
             f"{sample.case}, round {sample.round + 1}, {sample.method}: {sample.wall_s:.2f} s, "
             f"PUT {sample.put_s:.2f} s{pause}"
         )
-
-
-def wanted(plan: Plan, case: Case, number: int) -> list[str]:
-    """Return the methods of a case's round, counted from 0."""
-    return [
-        name
-        for name, way in WAYS.items()
-        if way.serves(case)
-        and (not plan.only or name in plan.only)
-        and (number == 0 or not _is_over(way, plan))
-    ]
-
-
-def _is_over(way: Way, plan: Plan) -> bool:
-    """Tell whether a method is through after the first round."""
-    return way.once or (plan.headlines_first and not way.headline)

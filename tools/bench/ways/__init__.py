@@ -58,5 +58,7 @@ WAYS: dict[str, Way] = {
     "increment": Way(run=ours.increment, options=("checkpoints = true",), idle_only=True),
     "nova-live": Way(run=nova.live, headline=True),
     "nova-cold": Way(run=nova.cold, headline=True),
+    "cold-lean-put": Way(run=nova.cold_lean),
     "read": Way(run=limits.read),
+    "put-chunked": Way(run=functools.partial(limits.put, chunked=True)),
 }

@@ -6,10 +6,12 @@ Each returns milliseconds between QEMU's own STOP and RESUME stamps.
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tools.bench import client
+from tools.bench.figures import Sample
 from tools.bench.stage import Stage
 from tools.bench.ways.pull_job import PullJob
 
@@ -57,10 +59,14 @@ STOPS: dict[str, Callable[[Stage], float]] = {
 }
 
 
-def stop(stage: Stage, name: str) -> float:
-    """Stop the guest in that way, once it has run undisturbed for a moment."""
-    time.sleep(_SETTLE_S)
-    return STOPS[name](stage)
+def each(stage: Stage, shuffler: random.Random) -> Iterator[Sample]:
+    """Stop the guest once in each way, in some order; let it run for a moment before each."""
+    names = list(STOPS)
+    shuffler.shuffle(names)
+    for name in names:
+        time.sleep(_SETTLE_S)
+        stop_ms = STOPS[name](stage)
+        yield Sample(case=stage.case.name, method=name, pauses_ms=(stop_ms,))
 
 
 def _stop_ms(stage: Stage, since: float) -> float:

@@ -167,19 +167,31 @@ class Pipeline:
             guest = self._tools.hypervisor.guest(job.request.instance.uuid)
             if job.entry.step is not None:
                 run, begun, steps = take_up(self._tools, job, guest), [STEPS[0]], _GOING_ON
-                _look_after(run)
             else:
                 release.release_earlier(self._tools, guest)
                 run, begun, steps = begin(self._tools, job, guest), [], STEPS
         except BaseException:
-            job.result.images = job.result.images or [root_image(job, "root")]
-            Publication(self._tools, job).discard()
+            self._give_up(job)
             raise
         self._walk(run, begun, steps)
+
+    def _give_up(self, job: Job) -> None:
+        """Let go of a job that could not even begin, or be gone on with."""
+        entry = job.entry
+        images = [DiskImage.from_wire(image) for image in entry.facts.get("images", ())]
+        job.result.images = job.result.images or images or [root_image(job, "root")]
+        publication = Publication(self._tools, job)
+        if entry.step is not None:
+            # Its capture stands open: before the instance's next job, or at the next start.
+            self._tools.journal.mark_unreleased(entry.job_id)
+            publication.take_for_ours()
+        publication.discard()
 
     def _walk(self, run: Run, begun: list[Step], steps: Iterable[Step]) -> None:
         """Take the steps; after an error undo what had begun, and raise it."""
         try:
+            if begun:
+                _look_after(run)
             for step in steps:
                 self._enter(step, run)
                 begun.append(step)

@@ -3,31 +3,74 @@
 
 `Database.read` and `Database.write` give a session in a transaction. On SQLite
 a writing transaction takes the lock at its beginning: one that reads first and
-is overtaken could not be finished otherwise.
+is overtaken could not be finished otherwise. Elsewhere rows are locked one by
+one and read as committed, and what loses to another process is `retried`.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import re2  # type: ignore[import-untyped]
+import tenacity
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from oslo_db.sqlalchemy import enginefacade
-from sqlalchemy import Connection, Engine, event
+from oslo_db import exception as db_errors
+from oslo_db.sqlalchemy import enginefacade, exc_filters
+from sqlalchemy import URL, Connection, Engine, event, make_url, text
+from sqlalchemy import exc as sql_errors
 from sqlalchemy.orm import Session
 
+from common import clock
 from common.errors import ConfigurationError
 
 _BUSY_TIMEOUT_MS = 10_000
 _WRITES = "stillframe_writes"
 _PATTERN_MEMORY_BYTES = 1 << 20
+_MYSQL = frozenset({"mysql", "mariadb"})
+#: What a server says that the time is, in UTC.
+_SERVER_CLOCKS = {
+    "postgresql": "SELECT timezone('UTC', clock_timestamp())",
+    "mysql": "SELECT UTC_TIMESTAMP(6)",
+}
+_ATTEMPTS = 20
+
+#: Has a method do its transaction anew if it lost to another process: one of two that wait
+#: for each other is ended by the database, and one of two may add the same row.
+retried = tenacity.retry(
+    retry=tenacity.retry_if_exception_type((db_errors.DBDeadlock, db_errors.DBDuplicateEntry)),
+    stop=tenacity.stop_after_attempt(_ATTEMPTS),
+    wait=tenacity.wait_random_exponential(multiplier=0.01, max=0.5),
+    reraise=True,
+)
+
+
+#: What oslo.db would not know for what it is: kind of database → its words → the error.
+_FAILURES: tuple[tuple[str, str, type[db_errors.DBError]], ...] = (
+    # It knows an older libpq's words.
+    ("postgresql", r".*connection to server ", db_errors.DBConnectionError),
+    ("postgresql", r".*due to statement timeout", db_errors.DBError),
+    # A bad regular expression; a query that took longer than it may.
+    ("mysql", r".*\((1139|1969),", db_errors.DBError),
+)
+
+
+def _raises(kind: type[db_errors.DBError]) -> Callable[..., None]:
+    def fail(error: Exception, *_: Any) -> None:
+        raise kind(error)
+
+    return fail
+
+
+for _dialect, _words, _kind in _FAILURES:
+    exc_filters.filters(_dialect, sql_errors.OperationalError, _words)(_raises(_kind))
 
 
 class Database:
@@ -35,10 +78,19 @@ class Database:
 
     def __init__(self, connection: str, **oslo_db_options: Any) -> None:
         context = enginefacade.transaction_context()
-        context.configure(connection=connection, **oslo_db_options)
-        self.engine: Engine = context.writer.get_engine()
-        if self.engine.dialect.name == "sqlite":
+        url = _understood(make_url(connection)).render_as_string(hide_password=False)
+        context.configure(connection=url, **oslo_db_options)
+        try:
+            self.engine: Engine = context.writer.get_engine()
+        except sql_errors.OperationalError as error:
+            # What oslo.db takes for no lack of a connection: a wrong password, say.
+            raise db_errors.DBError(error) from error
+        self._is_sqlite = self.engine.dialect.name == "sqlite"
+        self._is_mariadb = bool(getattr(self.engine.dialect, "is_mariadb", False))
+        if self._is_sqlite:
             _prepare_sqlite(self.engine)
+        elif self.engine.dialect.name == "mysql":
+            _prepare_mysql(self.engine)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -47,15 +99,36 @@ class Database:
             yield session
 
     @contextmanager
+    def read_for(self, seconds: int) -> Iterator[Session]:
+        """Give a session to read with; a server ends a query that takes it longer."""
+        with self.read() as session:
+            if self.engine.dialect.name == "postgresql":
+                session.execute(text(f"SET LOCAL statement_timeout = '{seconds}s'"))
+            elif self._is_mariadb:
+                session.execute(text(f"SET SESSION max_statement_time = {seconds}"))
+            try:
+                yield session
+            finally:
+                if self._is_mariadb:
+                    session.rollback()
+                    session.execute(text("SET SESSION max_statement_time = DEFAULT"))
+
+    def now(self, session: Session) -> dt.datetime:
+        """Return the time by the one clock that all processes on this database have."""
+        statement = _SERVER_CLOCKS.get(self.engine.dialect.name)
+        if statement is None:
+            return clock.now()
+        told: dt.datetime = session.execute(text(statement)).scalar_one()
+        return told.replace(tzinfo=dt.UTC)
+
+    @contextmanager
     def write(self) -> Iterator[Session]:
         """Give a session whose changes are committed together, or not at all."""
         with self.engine.connect() as connection:
-            connection.info[_WRITES] = True
-            try:
-                with Session(connection) as session, session.begin():
-                    yield session
-            finally:
-                del connection.info[_WRITES]
+            if self._is_sqlite:
+                connection = connection.execution_options(**{_WRITES: True})
+            with Session(connection) as session, session.begin():
+                yield session
 
     def sync(self) -> None:
         """Bring the schema to the newest version."""
@@ -112,6 +185,25 @@ def _alembic_config() -> Config:
     return config
 
 
+def _understood(url: URL) -> URL:
+    """Return the URL so that oslo.db knows the kind, and MySQL's drivers send every character."""
+    if url.get_backend_name() not in _MYSQL:
+        return url
+    url = url.set(drivername=url.drivername.replace("mariadb", "mysql", 1))
+    return url if "charset" in url.query else url.update_query_dict({"charset": "utf8mb4"})
+
+
+def _prepare_mysql(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _on_connect(dbapi_connection: Any, _record: Any) -> None:
+        # As PostgreSQL's default. Its own locks the gaps between rows, too: heartbeats of
+        # different hosts, which add different instances, would wait for each other.
+        with dbapi_connection.cursor() as cursor:
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+    engine.dispose()  # oslo.db has tried a connection, which is not so
+
+
 def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(dbapi_connection: Any, _record: Any) -> None:
@@ -125,7 +217,7 @@ def _prepare_sqlite(engine: Engine) -> None:
     def _on_begin(
         connection: Connection, _cursor: Any, statement: str, parameters: Any, *_: Any
     ) -> tuple[str, Any]:
-        if statement == "BEGIN" and _WRITES in connection.info:
+        if statement == "BEGIN" and _WRITES in connection.get_execution_options():
             statement = "BEGIN IMMEDIATE"
         return statement, parameters
 

@@ -19,12 +19,15 @@ from sqlalchemy.orm import Session
 
 from api_service.errors import BadRequest
 from api_service.store import records
-from api_service.store.engine import Database
+from api_service.store.engine import Database, retried
 from api_service.store.models import AgentRow, InstanceRow
 from api_service.store.records import Agent, Instance
 from common import clock
 from common.messages import Flavor, HostReport, InstanceRecord
 from common.states import VM_STATE_OF_POWER_STATE, PowerState
+
+#: How long a list of instances may occupy the database.
+QUERY_MAX_S = 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,7 @@ class Inventory:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @retried
     def take(self, report: HostReport) -> bool:
         """Take a heartbeat; return whether its agent was unknown before."""
         # When it was sent, not when it came: heartbeats that waited while the API was
@@ -60,9 +64,10 @@ class Inventory:
         with self._database.write() as session:
             is_new = _take_agent(session, report, at)
             if report.instances is not None:
-                # In one order everywhere, so that two hosts never wait for each other's rows.
+                known = _locked(session, [announced.uuid for announced in report.instances])
                 for announced in sorted(report.instances, key=lambda one: one.uuid):
-                    _take_instance(session, report.host, at, announced)
+                    row = known.get(announced.uuid)
+                    known[announced.uuid] = _take_instance(session, report.host, at, announced, row)
                 _bury_missing(session, report, at)
             return is_new
 
@@ -87,7 +92,8 @@ class Inventory:
     def instances(self, query: InstanceQuery) -> list[Instance]:
         """Return instances that exist, newest first, one page of them.
 
-        Raises BadRequest if the database has another opinion of the pattern.
+        Raises BadRequest if the database has another opinion of the pattern, or
+        cannot match it in time (MariaDB's matcher goes back and tries again).
         """
         try:
             return self._instances(query)
@@ -99,7 +105,7 @@ class Inventory:
             raise BadRequest("The database cannot match names by that expression.") from error
 
     def _instances(self, query: InstanceQuery) -> list[Instance]:
-        with self._database.read() as session:
+        with self._database.read_for(QUERY_MAX_S) as session:
             statement = select(InstanceRow).where(*_conditions(query))
             marker = session.get(InstanceRow, query.marker) if query.marker else None
             if marker is not None:
@@ -154,7 +160,7 @@ def _after(marker: InstanceRow) -> ColumnElement[bool]:
 
 
 def _take_agent(session: Session, report: HostReport, at: dt.datetime) -> bool:
-    row = session.get(AgentRow, report.host)
+    row = session.get(AgentRow, report.host, with_for_update=True)
     is_new = row is None
     if row is None:
         row = AgentRow(host=report.host, first_seen_at=clock.now(), hypervisor=None)
@@ -181,7 +187,23 @@ def _open_jobs(known: list[Any], report: HostReport) -> list[Any] | None:
     return [*before, taken]
 
 
-def _take_instance(session: Session, host: str, at: dt.datetime, announced: InstanceRecord) -> None:
+def _locked(session: Session, uuids: list[str]) -> dict[str, InstanceRow]:
+    """Return the rows that exist, locked, by uuid.
+
+    In one order everywhere, so that two hosts never wait for each other's rows.
+    """
+    query = select(InstanceRow).where(InstanceRow.uuid.in_(uuids)).order_by(InstanceRow.uuid)
+    return {row.uuid: row for row in session.scalars(query.with_for_update())}
+
+
+def _take_instance(
+    session: Session,
+    host: str,
+    at: dt.datetime,
+    announced: InstanceRecord,
+    row: InstanceRow | None,
+) -> InstanceRow:
+    """Take an instance's announcement into its row, if it has one; return the row."""
     values: dict[str, Any] = {
         "host": host,
         "name": announced.name,
@@ -197,22 +219,20 @@ def _take_instance(session: Session, host: str, at: dt.datetime, announced: Inst
         "deleted_at": None,
     }
     now: dt.datetime = clock.now()
-    row = session.get(InstanceRow, announced.uuid, with_for_update=True)
     if row is None:
         created = clock.from_epoch(announced.created_at) if announced.created_at else now
-        session.add(
-            InstanceRow(
-                uuid=announced.uuid,
-                created_at=created,
-                updated_at=now,
-                reported_at=at,
-                progress=0,
-                **values,
-            )
+        row = InstanceRow(
+            uuid=announced.uuid,
+            created_at=created,
+            updated_at=now,
+            reported_at=at,
+            progress=0,
+            **values,
         )
-        return
+        session.add(row)
+        return row
     if at < row.reported_at:
-        return  # a newer report overtook this one
+        return row  # a newer report overtook this one
     if _is_paused_by_job(row, announced):
         del values["power_state"], values["vm_state"]
     row.reported_at = at
@@ -221,6 +241,7 @@ def _take_instance(session: Session, host: str, at: dt.datetime, announced: Inst
         setattr(row, name, value)
     if changed:
         row.updated_at = now
+    return row
 
 
 def _is_paused_by_job(row: InstanceRow, announced: InstanceRecord) -> bool:

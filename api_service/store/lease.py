@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of many processes at a time: a row that the holder renews and others take when it lapses."""
+"""One of many processes at a time: a row that the holder renews and others take when it lapses.
+
+It lapses by the database's clock: those of the API's hosts may differ by more than it lasts.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,8 @@ import datetime as dt
 from oslo_db import exception as db_errors
 from sqlalchemy import or_, update
 
-from api_service.store.engine import Database
+from api_service.store.engine import Database, retried
 from api_service.store.models import LeaseRow
-from common import clock
 
 
 class Lease:
@@ -22,11 +24,12 @@ class Lease:
         self._holder = holder
         self._duration = dt.timedelta(seconds=duration_s)
 
+    @retried
     def take(self) -> bool:
         """Take or renew the lease; False while another holds it."""
-        now = clock.now()
-        free = or_(LeaseRow.holder == self._holder, LeaseRow.until < now)
         with self._database.write() as session:
+            now = self._database.now(session)
+            free = or_(LeaseRow.holder == self._holder, LeaseRow.until < now)
             result = session.execute(
                 update(LeaseRow)
                 .where(LeaseRow.name == self._name, free)

@@ -17,7 +17,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from api_service.store import records
-from api_service.store.engine import Database
+from api_service.store.engine import Database, retried
 from api_service.store.models import InstanceRow, JobRow
 from api_service.store.records import Job, NewJob
 from common import clock
@@ -47,6 +47,7 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @retried
     def reserve(self, new: NewJob) -> Job:
         """Take hold of an instance for a new job, if nobody has it.
 
@@ -61,6 +62,7 @@ class Ledger:
             session.flush()
             return records.job(row)
 
+    @retried
     def make_castable(self, job_id: str) -> bool:
         """The job's image exists: from now on the dispatcher casts it.
 
@@ -134,6 +136,7 @@ class Ledger:
         """End a job in error for a reason of the API's own; None if it had ended."""
         return self._end(job_id, JobEvent.FAIL, {"reason": reason, "reason_code": reason_code})
 
+    @retried
     def cancel(self, job_id: str) -> Job | None:
         """Note that somebody wants the job to end; None if it has ended already.
 
@@ -152,6 +155,7 @@ class Ledger:
             return self._end(job_id, JobEvent.CANCEL, reason) or asked
         return asked
 
+    @retried
     def limit(self, job_id: str, bandwidth_limit: int) -> Job | None:
         """Note another limit of an open job's own, in MB/s; None if it has ended already."""
         with self._database.write() as session:
@@ -163,6 +167,7 @@ class Ledger:
             session.flush()
             return records.job(row)
 
+    @retried
     def was_limited(self, job_id: str, bandwidth_limit: int) -> None:
         """Note that the job's agent was told this limit; another may have come meanwhile."""
         with self._database.write() as session:
@@ -170,6 +175,7 @@ class Ledger:
             if row is not None and (row.options.get("bandwidth_limit") or 0) == bandwidth_limit:
                 row.limit_due = False
 
+    @retried
     def record(self, report: JobAccepted | JobOutcome, context: dict[str, Any]) -> bool:
         """Enter a job that an agent got from somebody else; False if it is known.
 
@@ -240,6 +246,7 @@ class Ledger:
         with self._database.read() as session:
             return [records.job(row) for row in session.scalars(query)]
 
+    @retried
     def _set(self, job_id: str, **values: Any) -> None:
         with self._database.write() as session:
             session.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
@@ -254,6 +261,7 @@ class Ledger:
         }
         return self._advance(job_id, event, values | ended, {"task_state": None})
 
+    @retried
     def _advance(
         self,
         job_id: str,

@@ -12,6 +12,8 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+_PROSE_MAX = 16_000
+
 
 class UtcDateTime(TypeDecorator[dt.datetime]):
     """An aware UTC time, stored without its zone: not every database keeps one."""
@@ -33,6 +35,40 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
         return value.replace(tzinfo=dt.UTC) if value is not None else None
 
 
+class Words(TypeDecorator[str]):
+    """Text that somebody else wrote, cut to what its column holds, and without NUL.
+
+    SQLite would take all of it. Another database refuses it, and with it the
+    whole report that it came in.
+    """
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self._length = length
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Cut it; what it is compared with, too."""
+        return _clean(value, self._length)
+
+
+class Prose(TypeDecorator[str]):
+    """The same of some length: MariaDB's TEXT holds 64 KiB, and a letter is four bytes at most."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Cut it."""
+        return _clean(value, _PROSE_MAX)
+
+
+def _clean(value: str | None, length: int) -> str | None:
+    return None if value is None else value.replace("\0", "\ufffd")[:length]
+
+
 class Base(DeclarativeBase):
     """Base of the tables."""
 
@@ -44,9 +80,9 @@ class AgentRow(Base):
 
     __tablename__ = "agents"
 
-    host: Mapped[str] = mapped_column(String(255), primary_key=True)
-    release: Mapped[str] = mapped_column(String(64))
-    rpc_version: Mapped[str] = mapped_column(String(16))
+    host: Mapped[str] = mapped_column(Words(255), primary_key=True)
+    release: Mapped[str] = mapped_column(Words(64))
+    rpc_version: Mapped[str] = mapped_column(Words(16))
     started_at: Mapped[dt.datetime]
     first_seen_at: Mapped[dt.datetime]
     last_seen_at: Mapped[dt.datetime]
@@ -66,18 +102,18 @@ class InstanceRow(Base):
     )
 
     uuid: Mapped[str] = mapped_column(String(36), primary_key=True)
-    host: Mapped[str] = mapped_column(String(255))
-    name: Mapped[str] = mapped_column(String(255))
-    domain_name: Mapped[str] = mapped_column(String(255))
-    project_id: Mapped[str] = mapped_column(String(255))
-    user_id: Mapped[str] = mapped_column(String(255))
+    host: Mapped[str] = mapped_column(Words(255))
+    name: Mapped[str] = mapped_column(Words(255))
+    domain_name: Mapped[str] = mapped_column(Words(255))
+    project_id: Mapped[str] = mapped_column(Words(255))
+    user_id: Mapped[str] = mapped_column(Words(255))
     flavor: Mapped[dict[str, Any]]
-    image_ref: Mapped[str | None] = mapped_column(String(255))
+    image_ref: Mapped[str | None] = mapped_column(Words(255))
     image_properties: Mapped[dict[str, Any]]
-    root_device_name: Mapped[str | None] = mapped_column(String(64))
+    root_device_name: Mapped[str | None] = mapped_column(Words(64))
     power_state: Mapped[int] = mapped_column(Integer)
     vm_state: Mapped[str] = mapped_column(String(32))
-    task_state: Mapped[str | None] = mapped_column(String(64))
+    task_state: Mapped[str | None] = mapped_column(Words(64))
     job_id: Mapped[str | None] = mapped_column(String(36))
     progress: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[dt.datetime]
@@ -102,24 +138,24 @@ class JobRow(Base):
     kind: Mapped[str] = mapped_column(String(32))
     state: Mapped[str] = mapped_column(String(32))
     instance_uuid: Mapped[str] = mapped_column(String(36))
-    project_id: Mapped[str | None] = mapped_column(String(255))
-    user_id: Mapped[str | None] = mapped_column(String(255))
-    host: Mapped[str] = mapped_column(String(255))
+    project_id: Mapped[str | None] = mapped_column(Words(255))
+    user_id: Mapped[str | None] = mapped_column(Words(255))
+    host: Mapped[str] = mapped_column(Words(255))
     image_id: Mapped[str] = mapped_column(String(36))
     options: Mapped[dict[str, Any]]
     #: The request's context as RPC carries it (without its token).
     context: Mapped[dict[str, Any]]
     #: The image's record exists: the dispatcher may cast the job.
     castable: Mapped[bool]
-    step: Mapped[str | None] = mapped_column(String(32))
+    step: Mapped[str | None] = mapped_column(Words(32))
     bytes_done: Mapped[int] = mapped_column(BigInteger)
     bytes_total: Mapped[int] = mapped_column(BigInteger)
     rate_bytes_s: Mapped[float] = mapped_column(Float)
     eta_s: Mapped[float | None] = mapped_column(Float)
-    reason: Mapped[str | None] = mapped_column(Text)
-    reason_code: Mapped[str | None] = mapped_column(String(64))
+    reason: Mapped[str | None] = mapped_column(Prose)
+    reason_code: Mapped[str | None] = mapped_column(Words(64))
     size_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    sha512: Mapped[str | None] = mapped_column(String(128))
+    sha512: Mapped[str | None] = mapped_column(Words(128))
     capture: Mapped[dict[str, Any] | None]
     steps: Mapped[list[Any]]
     #: One for each disk, the root disk's first (DiskImage as it stands on the wire).
@@ -147,6 +183,6 @@ class LeaseRow(Base):
 
     __tablename__ = "leases"
 
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    holder: Mapped[str] = mapped_column(String(255))
+    name: Mapped[str] = mapped_column(Words(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(Words(255))
     until: Mapped[dt.datetime]

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole API in process: real application, real SQLite, an agent and a Glance made of tests.
+"""A whole API in process: real application, real database, an agent and a Glance made of tests.
 
 `cloud` is wired as `api_service.app` wires it; only what lies outside of the
-process (RabbitMQ, Glance) is a twin in memory.
+process (RabbitMQ, Glance) is a twin in memory. The database is SQLite; the
+tests of ON_EVERY_DATABASE see private PostgreSQL and MariaDB servers, too.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from falcon import testing
 from oslo_config import cfg
 
@@ -29,22 +33,41 @@ from api_service.status import StatusEndpoint
 from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
+from api_service.store.models import Base
 from common import context
 from common.errors import StillframeError
 from common.messages import InstanceRecord
 from tests.api import agents as agent_says
 from tests.api.memory_images import MemoryImages
+from tools.stack.databases import SERVERS, ProgramMissing
+
+#: Modules whose tests run on each kind of database: what leans on it most.
+ON_EVERY_DATABASE = frozenset(
+    f"tests.api.{name}"
+    for name in (
+        "test_databases",
+        "test_giving_up",
+        "test_host_reports",
+        "test_keeping_promises",
+        "test_reports",
+    )
+)
+SQLITE = "sqlite"
 
 DOWN_AFTER_S = 60.0
 ACCEPT_TIMEOUT_S = 300.0
 
 
 class RecordedCasts:
-    """Stands where the RPC client stands; keeps what was cast, or fails as told."""
+    """Stands where the RPC client stands; keeps what was cast, or fails as told.
+
+    A cast is seen once the ledger knows of it: a test goes on from there.
+    """
 
     def __init__(self) -> None:
         self.failure: StillframeError | None = None
         self.attempts = 0
+        self._made: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._casts: queue.Queue[dict[str, Any]] = queue.Queue()
 
     def cast(
@@ -59,7 +82,13 @@ class RecordedCasts:
         self.attempts += 1
         if self.failure is not None:
             raise self.failure
-        self._casts.put({"caller": caller, "method": method, "host": host, **arguments})
+        self._made.put({"caller": caller, "method": method, "host": host, **arguments})
+
+    def show(self) -> None:
+        """Let what was cast be seen."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._casts.put(self._made.get_nowait())
 
     def next(self) -> dict[str, Any]:
         """Wait for the next cast; raises queue.Empty if none comes."""
@@ -68,6 +97,30 @@ class RecordedCasts:
     def empty(self) -> bool:
         """Tell whether nothing waits to be looked at."""
         return self._casts.empty()
+
+
+class ShownDispatcher(Dispatcher):
+    """The dispatcher; what it cast is seen when it has said so to the ledger."""
+
+    casts: RecordedCasts | None = None
+
+    def cast(self, job_id: str) -> bool:
+        """Cast what the agent does not know yet of a job."""
+        try:
+            return super().cast(job_id)
+        finally:
+            self._show()
+
+    def cast_limit(self, job_id: str) -> bool:
+        """Cast a limit."""
+        try:
+            return super().cast_limit(job_id)
+        finally:
+            self._show()
+
+    def _show(self) -> None:
+        if self.casts is not None:
+            self.casts.show()
 
 
 class Cloud:
@@ -79,7 +132,8 @@ class Cloud:
         self.agents = Agents(self.inventory, DOWN_AFTER_S)
         self.images = images
         self.casts = casts
-        self.dispatcher = Dispatcher(self.ledger, AgentClient(casts))  # type: ignore[arg-type]
+        self.dispatcher = ShownDispatcher(self.ledger, AgentClient(casts))  # type: ignore[arg-type]
+        self.dispatcher.casts = casts
         self.status = StatusEndpoint(self.ledger, self.inventory)
         self.reaper = self.make_reaper()
         self.health: dict[str, Callable[[], Any]] = {"database": lambda: None}
@@ -193,6 +247,20 @@ def casts() -> RecordedCasts:
     return RecordedCasts()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let the tests of some modules run once for each kind of database."""
+    wanted = metafunc.module.__name__ in ON_EVERY_DATABASE
+    if wanted and "database_url" in metafunc.fixturenames:
+        kinds = [SQLITE, *SERVERS]
+        metafunc.parametrize("database_kind", kinds, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """What kind of database the test runs on."""
+    return getattr(request, "param", SQLITE)
+
+
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database of the newest schema: copying one is quicker than migrating."""
@@ -205,9 +273,62 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class Served:
+    """A migrated database on a server of our own, which tests use one after the other."""
+
+    def __init__(self, kind: str) -> None:
+        self.server = SERVERS[kind]()
+
+    def start(self) -> None:
+        """Start the server and make the newest schema."""
+        self.server.start()
+        self._database = Database(self.server.url)
+        self._database.sync()
+        self._version = self._database.version()
+
+    def emptied(self) -> str:
+        """Return its URL, and whatever the test before left is gone."""
+        with self._database.engine.begin() as connection:
+            for table in Base.metadata.sorted_tables:
+                connection.execute(table.delete())
+            version = sa.text("UPDATE alembic_version SET version_num = :version")
+            connection.execute(version, {"version": self._version})
+        return self.server.url
+
+    def stop(self) -> None:
+        """Stop the server."""
+        self.server.stop()
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Callable[[str], Served]]:
+    """Start a server of a kind, once; skip where it is not installed."""
+    running: dict[str, Served] = {}
+    with contextlib.ExitStack() as stopping:
+
+        def serve(kind: str) -> Served:
+            if kind not in running:
+                try:
+                    running[kind] = Served(kind)
+                except ProgramMissing as missing:
+                    if os.environ.get("CI"):
+                        raise
+                    pytest.skip(str(missing))
+                stopping.callback(running[kind].stop)
+                running[kind].start()
+            return running[kind]
+
+        yield serve
+
+
 @pytest.fixture
-def database_url(tmp_path: Path, migrated: Path) -> str:
-    return f"sqlite:///{shutil.copy(migrated, tmp_path)}"
+def database_url(
+    database_kind: str, tmp_path: Path, migrated: Path, served: Callable[[str], Served]
+) -> str:
+    """An empty database of the newest schema."""
+    if database_kind == SQLITE:
+        return f"sqlite:///{shutil.copy(migrated, tmp_path)}"
+    return served(database_kind).emptied()
 
 
 @pytest.fixture

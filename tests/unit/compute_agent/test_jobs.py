@@ -64,6 +64,8 @@ def test_no_more_jobs_run_than_the_limit(
     jobs = jobs_with(pipeline.run, reports)
     for _ in range(4):
         jobs.submit(entry_of(new_request()))
+    for _ in range(2):
+        assert pipeline.began.acquire(timeout=LONG_S)
     pipeline.go.release(4)
     wait_for(lambda: len(reports.outcomes) == 4)
     assert pipeline.most == 2

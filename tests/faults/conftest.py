@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The functional tests' cloud, and how long and how random a run of faults is."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.functional.conftest import (  # noqa: F401 # fixtures
+    _base_image_is_never_touched,
+    accelerator,
+    agent_options,
+    base_image_sha256,
+    cloud,
+    glance_venv,
+    guest_image,
+    meddler,
+    new_guest,
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take the options of `tox -e faults -- ...`."""
+    parser.addoption("--kills", type=int, default=12, help="how many faults a run has")
+    parser.addoption("--seed", type=int, default=None, help="repeat the run of this seed")
+    parser.addoption("--table", type=Path, default=None, help="write what came of it, as Markdown")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of the run's dice; told, so that it can be repeated."""
+    given: int | None = request.config.getoption("--seed")
+    return given if given is not None else time.time_ns() % 10**6
+
+
+@pytest.fixture
+def dice(seed: int) -> random.Random:
+    """What decides which fault comes when."""
+    return random.Random(seed)

@@ -303,7 +303,7 @@ def _look_after(run: Run) -> None:
     images = run.job.result.images
     wanted = watch.image_is_wanted(run.tools.images, lambda: [images[0].image_id])
     # Apart: a Glance that hangs must not keep anybody from looking at the space left.
-    run.closing.enter_context(watch.Watch(job, [wanted]))
+    run.closing.enter_context(watch.Watch(job, [wanted], watch.IMAGE_INTERVAL_S))
     if settings.adaptive and run.capture.pausable:
         suffers = watch.guest_suffers(run.guest, _courtesy(run))
         run.closing.enter_context(watch.Watch(job, [suffers]))

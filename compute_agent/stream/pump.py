@@ -28,7 +28,7 @@ __all__ = ["Digest", "Layout", "Paced", "Progress", "Pump", "Stopped", "Unexpect
 
 #: What each thread may be ahead of the next: enough to never wait for one another's
 #: system calls, and little in the memory of a hypervisor.
-_AHEAD_BYTES = 8 << 20
+_AHEAD_BYTES = 4 << 20
 _PROGRESS_INTERVAL_S = 0.5
 
 

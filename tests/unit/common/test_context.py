@@ -3,10 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from oslo_context import context as oslo_context
 
 from common import context
+
+
+@pytest.fixture(autouse=True)
+def _thread_without_a_context() -> Iterator[None]:
+    """Other tests' requests are bound to this thread as they are to a server's."""
+    before = oslo_context.get_current()
+    if before is not None:
+        del oslo_context._request_store.context
+    yield
+    if before is not None:
+        before.update_store()
 
 
 @pytest.mark.parametrize("make", [context.new, lambda: context.from_wire({"user_id": "u"})])

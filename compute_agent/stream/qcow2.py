@@ -28,8 +28,6 @@ from compute_agent.stream.extents import (
     CLUSTER_BYTES,
     ClusterMap,
     Source,
-    full_map,
-    increment_map,
 )
 
 _MAGIC = 0x514649FB
@@ -69,16 +67,6 @@ class Qcow2Layout:
         self._l2_tables = sum(1 for _ in self._touched_tables())
         self._refcount_blocks, self._refcount_table_clusters = self._size_refcounts()
         self.length_bytes = self._length_clusters() * CLUSTER_BYTES
-
-    @classmethod
-    def of(cls, source: Source) -> Qcow2Layout:
-        """Lay out the whole disk that `source` holds by its block map."""
-        return cls(full_map(source))
-
-    @classmethod
-    def increment_of(cls, source: Source, bitmap_context: str) -> Qcow2Layout:
-        """Lay out what changed in `source` by its dirty bitmap."""
-        return cls(increment_map(source, bitmap_context))
 
     def stream(self, source: Source) -> Iterator[bytes | bytearray]:
         """Yield the image from its first byte to its last, reading `source` once, in order."""

@@ -16,6 +16,7 @@ import requests
 from common.errors import JobFailed
 from compute_agent.disks.nbd import NbdConnectionLost
 from compute_agent.stream.ahead import Ahead
+from compute_agent.stream.extents import full_map
 from compute_agent.stream.progress import Meter, Progress
 from compute_agent.stream.pump import Digest, Pump, Stopped, UnexpectedLength
 from compute_agent.stream.qcow2 import Qcow2Layout
@@ -48,7 +49,7 @@ def pump_of(
 ) -> Pump:
     return Pump(
         make,
-        Qcow2Layout.of(MemorySource(CONTENT)),
+        Qcow2Layout(full_map(MemorySource(CONTENT))),
         throttle=throttle or Throttle(0),
         stopped=stopped or threading.Event(),
         on_progress=on_progress,
@@ -75,7 +76,7 @@ def _no_thread_is_left() -> Iterator[None]:
 
 def test_a_pass_is_the_image_and_its_digest_is_of_what_came_through() -> None:
     source = MemorySource(CONTENT)
-    expected = b"".join(Qcow2Layout.of(source).stream(source))
+    expected = b"".join(Qcow2Layout(full_map(source)).stream(source))
     pump = pump_of(lambda: source)
     assert b"".join(pump) == expected
     assert len(pump) == len(expected)

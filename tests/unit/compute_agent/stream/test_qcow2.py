@@ -13,7 +13,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from compute_agent.stream.extents import CLUSTER_BYTES, ClusterMap, Runs
+from compute_agent.stream.extents import CLUSTER_BYTES, ClusterMap, Runs, full_map, increment_map
 from compute_agent.stream.qcow2 import Qcow2Layout
 from compute_agent.stream.raw import RawLayout
 from tests.unit.compute_agent.stream.memory import DIRTY_CONTEXT, MemorySource
@@ -77,7 +77,7 @@ def test_an_image_is_sound_and_equal_to_its_disk(
 ) -> None:
     content = written(size_bytes, what)
     source = MemorySource(content)
-    image = image_of(Qcow2Layout.of(source), source)
+    image = image_of(Qcow2Layout(full_map(source)), source)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "disk.raw").write_bytes(content)
         Path(folder, "image.qcow2").write_bytes(image)
@@ -99,8 +99,8 @@ def test_an_increment_laid_on_its_parent_is_equal_to_the_later_disk(
     )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "disk.raw").write_bytes(new)
-        Path(folder, "full.qcow2").write_bytes(image_of(Qcow2Layout.of(full), full))
-        layout = Qcow2Layout.increment_of(increment, DIRTY_CONTEXT)
+        Path(folder, "full.qcow2").write_bytes(image_of(Qcow2Layout(full_map(full)), full))
+        layout = Qcow2Layout(increment_map(increment, DIRTY_CONTEXT))
         Path(folder, "increment.qcow2").write_bytes(image_of(layout, increment))
         qemu_img("check", "-q", "-f", "qcow2", "increment.qcow2", cwd=folder)
         lay_on("increment.qcow2", "full.qcow2", folder)
@@ -131,7 +131,7 @@ def test_data_far_out_on_a_huge_disk_is_found_again(tmp_path: Path) -> None:
 
 def test_a_virtual_size_of_odd_bytes_is_rounded_up_to_sectors(tmp_path: Path) -> None:
     source = MemorySource(b"q" * (CLUSTER_BYTES + 1001))
-    layout = Qcow2Layout.of(source)
+    layout = Qcow2Layout(full_map(source))
     (tmp_path / "image.qcow2").write_bytes(image_of(layout, source))
     assert layout.virtual_bytes == CLUSTER_BYTES + 1024
     qemu_img("check", "-q", "-f", "qcow2", "image.qcow2", cwd=str(tmp_path))

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tools.stack.libvirtd import Libvirtd
@@ -95,8 +95,15 @@ class Console(threading.Thread):
         """Wait for that many heartbeats from now on; raise TimeoutError."""
         with self._heard:
             wanted = len(self.beats) + count
-            if not self._heard.wait_for(lambda: len(self.beats) >= wanted, timeout_s):
-                raise TimeoutError(f"no heartbeat; the guest said: {self.words[-5:]}")
+            self._wait_for(lambda: len(self.beats) >= wanted, "no heartbeat", timeout_s)
+
+    def wait_for_a_record(self, timeout_s: float = _BOOT_TIMEOUT_S) -> None:
+        """Wait until the newest heartbeat tells of a record; raise TimeoutError.
+
+        A guest that has just booted reads its old records first, and says 0 meanwhile.
+        """
+        with self._heard:
+            self._wait_for(lambda: self.beats and self.beats[-1][2], "no record", timeout_s)
 
     def longest_gap_ms(self, since: float, until: float) -> float:
         """Return the longest silence between two heartbeats in that time (time.monotonic())."""
@@ -119,6 +126,10 @@ class Console(threading.Thread):
                     self._closed.wait(0.05)
                     continue
                 self._listen(line)
+
+    def _wait_for(self, condition: Callable[[], object], otherwise: str, timeout_s: float) -> None:
+        if not self._heard.wait_for(condition, timeout_s):
+            raise TimeoutError(f"{otherwise}; the guest said: {self.words[-5:]}")
 
     def _listen(self, line: socket.socket) -> None:
         rest = b""
@@ -186,6 +197,7 @@ class Guest:
         """Boot it and wait until it writes."""
         self._libvirtd.virsh("start", self.name)
         self.console.wait_for_beats()
+        self.console.wait_for_a_record()
 
     def state(self) -> str:
         """Return libvirt's word for its state ("running", "paused", "shut off")."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from api_service.store.records import Job
 from common import context
-from common.messages import JobAdjust, JobCancel, Message, SnapshotOptions, SnapshotRequest
+from common.messages import JobAdjust, JobCancel, SnapshotOptions, SnapshotRequest
 from common.rpc import Client
+from common.wire import Message
 
 
 class AgentClient:

@@ -1,25 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages between the daemons: the wire contract, in plain Python.
 
-Each message is a frozen dataclass; `to_wire` makes the JSON-able dict that
-oslo.messaging sends, `from_wire` checks and rebuilds it. Unknown fields are
-ignored (a newer sender may add some), a missing or wrong one raises
-MalformedMessage naming the field. docs/rpc.md describes the methods that carry
+Each message is a frozen dataclass (see `wire`). docs/rpc.md describes the methods that carry
 these messages; HISTORY says which version added what.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
-import types
 import typing
 import uuid
-from collections.abc import Mapping
-from typing import Any, Self
 
 from common.errors import MalformedMessage
 from common.states import ENDED, JobKind, JobState, PowerState
+from common.wire import Message
 
 #: The agents' topic (server = host) and the API's.
 COMPUTE_TOPIC = "stillframe-compute"
@@ -34,22 +28,6 @@ HISTORY = {
     "1.0": "snapshot_instance; host_report, job_accepted, job_progress, job_finished",
     "1.1": "cancel_job, adjust_job; more options of a snapshot, an image for each disk",
 }
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """Base of what crosses the wire."""
-
-    def to_wire(self) -> dict[str, Any]:
-        """Return the message as a dict of JSON types."""
-        return {
-            field.name: _encode(getattr(self, field.name)) for field in dataclasses.fields(self)
-        }
-
-    @classmethod
-    def from_wire(cls, wire: object) -> Self:
-        """Rebuild a message; raise MalformedMessage naming the field that does not fit."""
-        return typing.cast(Self, _decode(cls, wire, cls.__name__))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,64 +314,3 @@ def _require_limit(name: str, limit: int | None) -> None:
     if limit is not None and not 0 <= limit <= LIMIT_MAX:
         how = "negative" if limit < 0 else f"above {LIMIT_MAX}"
         raise MalformedMessage(f"{name} must not be {how}, not {limit!r}")
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, Message):
-        return value.to_wire()
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, tuple):
-        return [_encode(item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value
-
-
-def _decode(kind: Any, value: Any, name: str) -> Any:
-    origin = typing.get_origin(kind)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        (inner,) = [arg for arg in typing.get_args(kind) if arg is not type(None)]
-        return _decode(inner, value, name)
-    if origin is tuple:
-        _require(isinstance(value, list | tuple), name, "a list", value)
-        item = typing.get_args(kind)[0]
-        return tuple(_decode(item, one, f"{name}[{at}]") for at, one in enumerate(value))
-    if origin is dict:
-        _require(isinstance(value, Mapping), name, "an object", value)
-        return {str(key): _decode(str, one, f"{name}.{key}") for key, one in value.items()}
-    return _decode_plain(kind, value, name)
-
-
-def _decode_plain(kind: Any, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _decode_message(typing.cast(type[Message], kind), value, name)
-    if issubclass(kind, enum.Enum):
-        try:
-            return kind(value)
-        except ValueError:
-            allowed = ", ".join(str(member.value) for member in kind)
-            raise MalformedMessage(f"{name} must be one of {allowed}, not {value!r}") from None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    is_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    _require(is_kind, name, f"of type {kind.__name__}", value)
-    return value
-
-
-def _decode_message(kind: type[Message], value: Any, name: str) -> Message:
-    _require(isinstance(value, Mapping), name, "an object", value)
-    hints = typing.get_type_hints(kind)
-    known = {}
-    for field in dataclasses.fields(kind):
-        if field.name in value:
-            inner = f"{name}.{field.name}"
-            known[field.name] = _decode(hints[field.name], value[field.name], inner)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise MalformedMessage(f"{name}.{field.name} is missing")
-    return kind(**known)
-
-
-def _require(holds: bool, name: str, expected: str, value: object) -> None:
-    if not holds:
-        raise MalformedMessage(f"{name} must be {expected}, not {type(value).__name__}")

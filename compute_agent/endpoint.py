@@ -28,10 +28,10 @@ from common.messages import (
     JobAdjust,
     JobCancel,
     JobOutcome,
-    Message,
     SnapshotRequest,
 )
 from common.states import JobKind, JobState
+from common.wire import Message
 from compute_agent.jobs import Jobs
 from compute_agent.journal import Journal
 from compute_agent.reporter import Reporter

@@ -18,7 +18,7 @@ from common import conf, daemon, log, rpc
 from common.errors import ConfigurationError, StillframeError
 from common.glance import ImageService
 from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
-from compute_agent import snapshot
+from compute_agent import release, snapshot
 from compute_agent.announcer import Announcer
 from compute_agent.capture.workspace import Directories
 from compute_agent.endpoint import Endpoint
@@ -102,7 +102,8 @@ class Agent:
         # In this order they start; in the reverse they stop: first no more
         # messages, last the way to tell how things ended.
         first: list[daemon.Service] = [sentinel, self.hypervisor, self.reporter]
-        self._services = [*first, recovery, jobs, server, self.announcer]
+        again = release.Again(tools)
+        self._services = [*first, recovery, again, jobs, server, self.announcer]
 
     def run(self) -> int:
         """Run until a signal; return the exit code."""

@@ -93,10 +93,14 @@ class Journal:
         )
 
     def note(self, job_id: str, **facts: Any) -> None:
-        """Record facts that have changed within a step."""
+        """Record facts that have changed since the step began."""
         entry = self.find(job_id)
         if entry is not None and entry.step is not None:
-            self.begin_step(job_id, entry.step, {**entry.facts, **facts})
+            self._execute(
+                "UPDATE entries SET facts = ? WHERE job_id = ?",
+                json.dumps({**entry.facts, **facts}),
+                job_id,
+            )
 
     def open_job_ids(self) -> tuple[str, ...]:
         """Return the jobs that have no outcome yet, or one that the API does not know yet."""

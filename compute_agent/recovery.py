@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common import context
-from common.errors import InstanceNotFound, JobInterrupted
+from common.errors import JobInterrupted
 from compute_agent import release, take_up
 from compute_agent.capture.workspace import Workspace
 from compute_agent.increments import give_up_all
@@ -54,7 +54,7 @@ class Recovery:
     def start(self) -> None:
         """Put every open entry right."""
         entries = self._journal.open_entries()
-        self._give_back_earlier()
+        release.give_back_all(self._tools)
         going_on = [entry for entry in entries if self._goes_on(entry)]
         for entry in entries:
             if entry not in going_on:
@@ -73,19 +73,6 @@ class Recovery:
 
     def stop(self, deadline: float) -> None:
         """Nothing runs."""
-
-    def _give_back_earlier(self) -> None:
-        """Try again what had ended although its guest could not be given back."""
-        for entry in self._journal.unreleased():
-            with context.bound(Job(entry, self._host, self._reports).context):
-                try:
-                    guest = self._hypervisor.guest(entry.request.instance.uuid)
-                    release.release_earlier(self._tools, guest)
-                except InstanceNotFound:
-                    release.give_up(self._tools, entry)
-                    self._journal.mark_released(entry.job_id)
-                except Exception:
-                    LOG.exception("What job %s left must stay for now", entry.job_id)
 
     def _goes_on(self, entry: Entry) -> bool:
         """Tell whether a job has not begun yet, or its frozen view still stands."""

@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives a guest back: patiently, and once more later if that was in vain.
+"""Gives a guest back: patiently, and again and again later if that was in vain.
 
 libvirt may hold a domain for minutes (it waits for QEMU, QEMU for a disk), and
-its daemon may be away. So ending a capture is tried for a while; what is still
-not given back then stays marked in the journal, and is put right before the
-instance's next job and at the agent's next start. Called by `snapshot` and
-`recovery`.
+its daemon may be away. So letting a guest run and ending its capture are tried
+for a while; what is still not given back then stays marked in the journal, and
+is tried again before the instance's next job, at the agent's next start and by
+`Again` until it is done.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
 
 import tenacity
 
+from common import context
 from common.errors import InstanceNotFound, JobInterrupted, StillframeError
+from common.messages import DiskImage
+from common.states import JobState
 from compute_agent.capture import make, overlay
 from compute_agent.capture.base import Plan
 from compute_agent.capture.overlay import OverlayCapture
@@ -27,7 +33,16 @@ from compute_agent.tools import Tools
 LOG = logging.getLogger(__name__)
 
 _PATIENCE_S = 600.0
+#: The sentinel tries meanwhile, and what else there is to undo must not wait for long.
+_RESUME_PATIENCE_S = 30.0
 _AGAIN_S = 5.0
+#: What could not be given back is looked at so often.
+_LOOK_S = 10.0
+
+
+def let_run(run: Run) -> None:
+    """Undo a pause, trying for half a minute; else as `end_capture`."""
+    _patiently(run, run.pause.undo, _RESUME_PATIENCE_S)
 
 
 def end_capture(run: Run) -> None:
@@ -35,38 +50,55 @@ def end_capture(run: Run) -> None:
 
     Raises the last failure; the job is then marked as not given back.
     """
-    job = run.job
-    try:
-        for attempt in _attempts(job):
-            with attempt:
-                run.capture.end()
-    except Exception:
-        run.tools.journal.mark_unreleased(job.entry.job_id)
-        raise
+    _patiently(run, run.capture.end, _PATIENCE_S)
 
 
-def release_earlier(tools: Tools, guest: Guest) -> None:
+def give_back_earlier(tools: Tools, guest: Guest) -> None:
     """Give back what earlier jobs of this guest could not; raise if that fails again."""
-    for entry in tools.journal.unreleased():
-        if entry.request.instance.uuid == guest.uuid:
+    if not _left_on(tools, guest):
+        return
+    with tools.giving_back:
+        for entry in _left_on(tools, guest):
             LOG.warning("Giving back what job %s had to leave", entry.job_id)
-            give_back(tools, entry, guest)
+            give_back(tools, entry, guest, published=_published(entry))
 
 
-def give_back(tools: Tools, entry: Entry, guest: Guest) -> None:
-    """End the capture that the journal tells of; safe to repeat.
+def give_back_all(tools: Tools) -> None:
+    """Try to give back whatever ended jobs had to leave on any guest; say what stays."""
+    for entry in tools.journal.unreleased():
+        with context.bound(context.from_wire(entry.context, entry.request.instance.uuid)):
+            try:
+                give_back_earlier(tools, tools.hypervisor.guest(entry.request.instance.uuid))
+            except InstanceNotFound:
+                give_up(tools, entry)
+                tools.journal.mark_released(entry.job_id)
+            except StillframeError as error:
+                LOG.warning("What job %s left must stay for now: %s", entry.job_id, error)
+            except Exception:
+                LOG.exception("What job %s left must stay for now", entry.job_id)
 
-    Raises what ending it raises; the entry then stays as it is.
+
+def give_back(tools: Tools, entry: Entry, guest: Guest, *, published: Sequence[DiskImage]) -> None:
+    """Let the guest run, end the capture and settle the checkpoint as the journal tells.
+
+    `published` are the job's images, if they came to stand. Safe to repeat;
+    raises what fails, and the entry then stays as it is.
     """
-    facts = entry.facts
+    _run_on(tools, entry, guest)
+    facts, targets = entry.facts, targets_of(entry.facts)
     plan = Plan(
         guest=guest,
-        targets=targets_of(facts),
+        targets=targets,
         workspace=tools.directories.of_job(entry.job_id),
         reservations=tools.reservations,
     )
     make.by_method(facts["method"], plan).end()
     guest.run_on_after_io_error()
+    if facts["keeps_checkpoint"] and published:
+        capacities = {target.name: target.capacity_bytes for target in targets}
+        tools.increments.settle(guest, entry.job_id, published, capacities)
+    elif facts["keeps_checkpoint"]:
+        tools.increments.give_up(guest)
     tools.journal.mark_released(entry.job_id)
 
 
@@ -78,8 +110,75 @@ def give_up(tools: Tools, entry: Entry) -> None:
     tools.reservations.release(workspace.scratch.name)
 
 
-def _attempts(job: Job) -> tenacity.Retrying:
-    patience = tenacity.stop_after_delay(_PATIENCE_S)
+class Again:
+    """The service that tries again what could not be given back, until it is."""
+
+    name = "giving back"
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="giving-back", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self, deadline: float) -> None:
+        """Try no more; the next start does."""
+        self._stopping.set()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_LOOK_S):
+            give_back_all(self._tools)
+
+
+def _run_on(tools: Tools, entry: Entry, guest: Guest) -> None:
+    """Resume and thaw, once, the guest of a job that ended inside its pause."""
+    if entry.step != "pause":
+        return
+    if entry.facts["suspends"]:
+        LOG.warning("Resuming the guest that the interrupted job had paused")
+        guest.resume()
+    if entry.facts["freezes"]:
+        _thaw(guest, tools.settings.freeze_timeout_s)
+    # Whoever pauses it from now on means it.
+    tools.journal.note(entry.job_id, suspends=False, freezes=False)
+
+
+def _thaw(guest: Guest, timeout_s: float) -> None:
+    try:
+        LOG.warning("Thawing what the interrupted job may have frozen")
+        guest.thaw(timeout_s)
+    except StillframeError as error:
+        LOG.warning("Nothing could be thawed: %s", error)
+
+
+def _left_on(tools: Tools, guest: Guest) -> list[Entry]:
+    """Return the ended jobs that had to leave something on this guest."""
+    left = tools.journal.unreleased()
+    return [entry for entry in left if entry.request.instance.uuid == guest.uuid]
+
+
+def _published(entry: Entry) -> Sequence[DiskImage]:
+    outcome = entry.outcome
+    return outcome.images if outcome is not None and outcome.state is JobState.DONE else ()
+
+
+def _patiently(run: Run, work: Callable[[], None], patience_s: float) -> None:
+    job = run.job
+    try:
+        for attempt in _attempts(job, patience_s):
+            with attempt:
+                work()
+    except Exception:
+        run.tools.journal.mark_unreleased(job.entry.job_id)
+        raise
+
+
+def _attempts(job: Job, patience_s: float) -> tenacity.Retrying:
+    patience = tenacity.stop_after_delay(patience_s)
     return tenacity.Retrying(
         stop=lambda state: patience(state) or _is_leaving(job),
         wait=tenacity.wait_fixed(_AGAIN_S),

@@ -26,7 +26,7 @@ from compute_agent.guest.domain import Guest
 from compute_agent.jobs import Job
 from compute_agent.pause import Freeze
 from compute_agent.publication import Publication
-from compute_agent.run import Run, begin, facts_of, root_image, targets_of
+from compute_agent.run import Run, begin, facts_of, root_image
 from compute_agent.stream.adaptive import AdaptiveRate
 from compute_agent.take_up import take_up
 from compute_agent.tools import Settings, Tools
@@ -100,7 +100,7 @@ def give_back(run: Run) -> None:
 
 def run_on(run: Run) -> None:
     """Undo `pause`: whatever failed, the guest runs first; a pause that is over is not ours."""
-    run.pause.undo()
+    release.let_run(run)
 
 
 def undo_all(run: Run) -> None:
@@ -168,7 +168,7 @@ class Pipeline:
             if job.entry.step is not None:
                 run, begun, steps = take_up(self._tools, job, guest), [STEPS[0]], _GOING_ON
             else:
-                release.release_earlier(self._tools, guest)
+                release.give_back_earlier(self._tools, guest)
                 run, begun, steps = begin(self._tools, job, guest), [], STEPS
         except BaseException:
             self._give_up(job)
@@ -182,7 +182,7 @@ class Pipeline:
         job.result.images = job.result.images or images or [root_image(job, "root")]
         publication = Publication(self._tools, job)
         if entry.step is not None:
-            # Its capture stands open: before the instance's next job, or at the next start.
+            # Its capture stands open; `release` sees to it.
             self._tools.journal.mark_unreleased(entry.job_id)
             publication.take_for_ours()
         publication.discard()
@@ -208,14 +208,15 @@ class Pipeline:
     def recover(self, job: Job) -> bool:
         """Put right what a crash left of `job`; return whether its image was published.
 
-        What cannot be put right now is marked, and tried again before the
-        instance's next job and at the next start.
+        What cannot be put right now is marked, and tried again (see `release`).
         """
         entry, facts = job.entry, job.entry.facts
         job.result.images = [DiskImage.from_wire(image) for image in facts["images"]]
         was_published = entry.step == "release"
         try:
-            self._put_right(job, was_published=was_published)
+            guest = self._tools.hypervisor.guest(job.request.instance.uuid)
+            published = job.result.images if was_published else ()
+            release.give_back(self._tools, entry, guest, published=published)
         except InstanceNotFound:
             LOG.info("The instance is gone, and what the job did to it")
             release.give_up(self._tools, entry)
@@ -230,25 +231,6 @@ class Pipeline:
                 publication.take_for_ours()
             publication.discard()
         return was_published
-
-    def _put_right(self, job: Job, *, was_published: bool) -> None:
-        """Let the guest run and write if we had stopped it; then end the capture."""
-        entry, facts = job.entry, job.entry.facts
-        guest = self._tools.hypervisor.guest(job.request.instance.uuid)
-        if entry.step == "pause" and facts["suspends"]:
-            LOG.warning("Resuming the guest that the interrupted job had paused")
-            guest.resume()
-        if entry.step == "pause" and facts["freezes"]:
-            _thaw(guest, self._tools.settings.freeze_timeout_s)
-        release.give_back(self._tools, entry, guest)
-        if not facts["keeps_checkpoint"]:
-            return
-        increments = self._tools.increments
-        if was_published:
-            capacities = {target.name: target.capacity_bytes for target in targets_of(facts)}
-            increments.settle(guest, entry.job_id, job.result.images, capacities)
-        else:
-            increments.give_up(guest)
 
     def _enter(self, step: Step, run: Run) -> None:
         """Journal and tell that a step begins; inside the pause, only note the time."""
@@ -269,9 +251,7 @@ def _undo(begun: list[Step], run: Run) -> None:
         try:
             step.undo(run)
         except Exception:
-            LOG.exception(
-                "Undoing step %s failed; the next start of the agent tries again", step.name
-            )
+            LOG.exception("Undoing step %s failed; it is tried again later", step.name)
 
 
 def _begin_checkpoint(run: Run) -> None:
@@ -344,14 +324,6 @@ def _is_active(guest: Guest) -> bool:
         return False
     except StillframeError:
         return True
-
-
-def _thaw(guest: Guest, timeout_s: float) -> None:
-    try:
-        LOG.warning("Thawing what the interrupted job may have frozen")
-        guest.thaw(timeout_s)
-    except StillframeError as error:
-        LOG.warning("Nothing could be thawed: %s", error)
 
 
 def _figures(run: Run) -> CaptureFigures:

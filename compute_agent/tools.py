@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 from common.glance import ImageService
 from compute_agent.capture.space import Reservations
@@ -52,3 +53,5 @@ class Tools:
     sentinel: Sentinel
     settings: Settings
     reservations: Reservations = dataclasses.field(default_factory=Reservations)
+    #: Held by whoever gives back what an ended job had to leave.
+    giving_back: threading.Lock = dataclasses.field(default_factory=threading.Lock)

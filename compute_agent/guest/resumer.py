@@ -36,7 +36,7 @@ LOG = logging.getLogger("compute_agent.sentinel")
 _READ_BYTES = 65536
 _RETRY_S = 0.2
 #: After the agent's end, how long to try to reach libvirt for a guest.
-_PATIENCE_S = 60.0
+_PATIENCE_S = 600.0
 _THAW_TIMEOUT_S = 5
 #: The guest is gone, or off: it is neither paused nor frozen.
 _NOTHING_TO_DO = frozenset({libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID})

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,27 @@ from common.errors import (
     JobInterrupted,
     VerifyFailed,
 )
-from common.messages import SnapshotRequest
+from common.messages import CaptureFigures, DiskImage, SnapshotRequest
 from common.states import PowerState
 from compute_agent import release
 from compute_agent.capture import make
 from compute_agent.capture.base import Export
 from compute_agent.capture.workspace import Directories
 from compute_agent.guest import description
+from compute_agent.guest.errors import HypervisorUnavailable
 from compute_agent.jobs import Job
 from compute_agent.journal import Journal
 from compute_agent.publication import Publication
 from compute_agent.run import begin, facts_of
 from compute_agent.snapshot import JOURNALLED, STEPS, Pipeline
 from compute_agent.tools import Settings, Tools
-from tests.unit.compute_agent.conftest import RecordedReports
+from tests.unit.compute_agent.conftest import RecordedReports, wait_for
 
 NewRequest = Callable[..., SnapshotRequest]
 
 DISK = "<disk type='file'><source file='/d'/><target dev='vda'/></disk>"
 DOMAIN = f"<domain><devices>{DISK}</devices></domain>"
+FIGURES = CaptureFigures(method="backup", consistency="crash", captured_at=1.0)
 
 
 class Stage:
@@ -196,16 +199,6 @@ def test_an_image_that_is_not_whole_goes_and_a_pause_that_is_over_is_not_ours(
     assert stage.done.count("resume") == 1
 
 
-def test_an_undo_that_fails_does_not_keep_the_others_from_theirs(
-    pipeline: Pipeline, stage: Stage, job: Job
-) -> None:
-    stage.fails = {"begin": CaptureFailed("no"), "resume": CaptureFailed("libvirt is away")}
-    with pytest.raises(CaptureFailed):
-        pipeline.run(job)
-    assert stage.done[-2:] == ["end", "discard"]
-    assert "disarm" not in stage.done, "the sentinel must still see to the guest"
-
-
 def test_a_guest_that_is_paused_already_is_not_resumed(
     pipeline: Pipeline, stage: Stage, job: Job
 ) -> None:
@@ -304,6 +297,99 @@ def test_what_cannot_be_put_right_at_the_start_is_marked_and_the_image_goes(
     again.finish(JobInterrupted("the agent ended"))
     assert stage.done[-1] == "discard ours"
     assert [entry.job_id for entry in journal.unreleased()] == [job.entry.job_id]
+
+
+def test_a_guest_that_could_not_be_resumed_at_the_start_is_resumed_later_and_only_once(
+    pipeline: Pipeline, stage: Stage, job: Job, journal: Journal
+) -> None:
+    """Sentinel and agent had died inside the pause, and libvirt was away at the next start."""
+    run = begin(pipeline._tools, job, pipeline._tools.hypervisor.guest(""))
+    journal.begin_step(job.entry.job_id, "pause", facts_of(run))
+    stage.fails["resume"] = HypervisorUnavailable("libvirt is away")
+    again = _again(job, journal)
+    assert not pipeline.recover(again)
+    again.finish(JobInterrupted("the agent ended"))
+
+    stage.fails, stage.done = {"end": InstanceBusy("libvirt holds the domain")}, []
+    stage.uuid = job.request.instance.uuid
+    release.give_back_all(pipeline._tools)
+    assert ("resume" in stage.done, len(journal.unreleased())) == (True, 1)
+
+    stage.fails, stage.done = {}, []
+    release.give_back_all(pipeline._tools)
+    assert "resume" not in stage.done, "whoever paused it since then means it"
+    assert ("end" in stage.done, journal.unreleased()) == (True, [])
+
+
+def test_an_undo_that_fails_keeps_no_other_from_its_own_and_is_tried_again(
+    pipeline: Pipeline,
+    stage: Stage,
+    job: Job,
+    journal: Journal,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(release, "_RESUME_PATIENCE_S", 0.0)
+    stage.fails = {"begin": CaptureFailed("no"), "resume": HypervisorUnavailable("it is away")}
+    with pytest.raises(CaptureFailed):
+        pipeline.run(job)
+    job.finish(CaptureFailed("no"))
+    assert stage.done[-2:] == ["end", "discard"]
+    assert "disarm" not in stage.done, "the sentinel must still see to the guest"
+
+    stage.fails, stage.done = {}, []
+    stage.uuid = job.request.instance.uuid
+    release.give_back_all(pipeline._tools)
+    assert ("resume" in stage.done, journal.unreleased()) == (True, [])
+
+
+def test_what_could_not_be_given_back_is_tried_again_without_another_job(
+    pipeline: Pipeline,
+    stage: Stage,
+    job: Job,
+    journal: Journal,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(release, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(release, "_LOOK_S", 0.01)
+    stage.fails["end"] = InstanceBusy("libvirt holds the domain")
+    pipeline.run(job)
+    job.finish(None)
+    stage.uuid = job.request.instance.uuid
+    again = release.Again(pipeline._tools)
+    again.start()
+    try:
+        wait_for(lambda: stage.done.count("end") > 2)
+        stage.fails.clear()
+        wait_for(lambda: journal.unreleased() == [])
+    finally:
+        again.stop(time.monotonic() + 5)
+
+
+def test_a_published_snapshot_settles_its_checkpoint_when_it_is_given_back_later(
+    pipeline: Pipeline, stage: Stage, job: Job, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled: list[tuple[str, str]] = []
+
+    def settle(_guest: Stage, job_id: str, images: Iterable[DiskImage], _sizes: object) -> None:
+        settled.extend((job_id, image.image_id) for image in images)
+
+    monkeypatch.setattr(stage, "settle", settle, raising=False)
+    run = begin(pipeline._tools, job, pipeline._tools.hypervisor.guest(""))
+    run.keeps_checkpoint = True
+    journal.begin_step(job.entry.job_id, "release", facts_of(run))
+    stage.fails["end"] = InstanceBusy("libvirt holds the domain")
+    again = _again(job, journal)
+    # The figures of its capture were noted before.
+    journal.note(job.entry.job_id, figures=FIGURES.to_wire())
+    assert pipeline.recover(_again(job, journal))
+    again.result.images = list(job.result.images)
+    again.finish(None)
+    assert settled == []
+
+    stage.fails.clear()
+    stage.uuid = job.request.instance.uuid
+    release.give_back_all(pipeline._tools)
+    assert settled == [(job.entry.job_id, job.request.image_id)]
 
 
 def test_a_cancel_that_comes_too_late_takes_no_image_away(

@@ -279,6 +279,7 @@ class Snapshots(RuleBasedStateMachine):
         world, patch = self.world, self.patches.setattr
         patch(make, "by_method", lambda *_: world)
         patch(release, "_PATIENCE_S", 0.0)
+        patch(release, "_RESUME_PATIENCE_S", 0.0)
         patch(watch.Watch, "__enter__", lambda watch_: watch_)
         patch(watch.Watch, "__exit__", lambda *_: None)
         patch(Publication, "discard", lambda _: world.discard())

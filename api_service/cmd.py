@@ -135,7 +135,7 @@ class HttpServer:
 
 
 def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
-    endpoint = StatusEndpoint(parts.ledger, parts.inventory)
+    endpoint = StatusEndpoint(parts.ledger, parts.inventory, parts.agents)
     server = parts.transport.service(
         topic=API_TOPIC, host=socket.gethostname(), version=RPC_VERSION, endpoint=endpoint
     )

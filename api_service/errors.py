@@ -9,7 +9,8 @@
     ├── VersionUnsupported   a microversion that this API does not speak
     ├── LengthRequired       the body comes without its length
     ├── Conflict             the state of the thing excludes the request now
-    └── RequestTooLarge      the body is longer than any honest one
+    ├── RequestTooLarge      the body is longer than any honest one
+    └── HostNameTaken        two agents were given one host name
 
 `faults` turns them into Nova's fault bodies.
 """
@@ -71,3 +72,9 @@ class RequestTooLarge(ApiError):
     """The body is larger than any request of ours can be."""
 
     code = "request_too_large"
+
+
+class HostNameTaken(ApiError):
+    """An agent reports under the host name of another one that lives."""
+
+    code = "host_name_taken"

@@ -12,10 +12,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from api_service.agents import Agents
+from api_service.errors import HostNameTaken
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
 from common import context
-from common.messages import HostReport, JobAccepted, JobOutcome, JobProgress
+from common.messages import HostReport, JobAccepted, JobOutcome, JobProgress, ReportTaken
 from common.states import JobState
 
 LOG = logging.getLogger(__name__)
@@ -26,17 +28,27 @@ _MIB = 2**20
 class StatusEndpoint:
     """The methods that agents call."""
 
-    def __init__(self, ledger: Ledger, inventory: Inventory) -> None:
+    def __init__(self, ledger: Ledger, inventory: Inventory, agents: Agents) -> None:
         self._ledger = ledger
         self._inventory = inventory
+        self._agents = agents
+        self._refused: set[str | None] = set()
 
-    def host_report(self, _caller: context.RequestContext, **arguments: Any) -> None:
-        """Take a heartbeat (HostReport)."""
+    def host_report(self, _caller: context.RequestContext, **arguments: Any) -> dict[str, Any]:
+        """Take a heartbeat (HostReport), or answer why not (ReportTaken)."""
         report = HostReport.from_wire(arguments.get("report"))
-        if self._inventory.take(report):
+        try:
+            is_new = self._inventory.take(report, self._agents.is_up)
+        except HostNameTaken as error:
+            if report.agent_id not in self._refused:
+                self._refused.add(report.agent_id)
+                LOG.error("Refused the reports of agent %s: %s", report.agent_id, error)
+            return ReportTaken(taken=False, reason=error.message).to_wire()
+        if is_new:
             LOG.info(
                 "A new compute agent reports: host %s, release %s", report.host, report.release
             )
+        return ReportTaken(taken=True).to_wire()
 
     def job_accepted(self, caller: context.RequestContext, **arguments: Any) -> None:
         """Take the agent's word that it has a job (JobAccepted)."""

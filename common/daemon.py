@@ -27,6 +27,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from common.errors import StillframeError
+
 LOG = logging.getLogger(__name__)
 
 EXIT_OK = 0
@@ -74,9 +76,18 @@ class Daemon:
         # SimpleQueue.put may be called from a signal handler, Queue.put may not.
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._stopping = False
+        self._failure: StillframeError | None = None
+
+    def fail(self, why: StillframeError) -> None:
+        """Stop as on SIGTERM, and have `run` raise `why`; any thread may call it."""
+        self._failure = why
+        self._signals.put(signal.SIGTERM)
 
     def run(self) -> int:
-        """Start, wait for the end, stop; return the process's exit code."""
+        """Start, wait for the end, stop; return the process's exit code.
+
+        Raises what a service failed to start with, or what `fail` was given.
+        """
         self._catch_signals()
         started: list[Service] = []
         try:
@@ -91,6 +102,8 @@ class Daemon:
             self._obey_until_told_to_stop()
         finally:
             self._stop(started)
+        if self._failure is not None:
+            raise self._failure
         LOG.info("%s has stopped", self._name)
         return EXIT_OK
 

@@ -23,10 +23,11 @@ API_TOPIC = "stillframe-api"
 LIMIT_MAX = 1_000_000
 
 #: Newest version of both interfaces; minor versions only add.
-RPC_VERSION = "1.1"
+RPC_VERSION = "1.2"
 HISTORY = {
     "1.0": "snapshot_instance; host_report, job_accepted, job_progress, job_finished",
     "1.1": "cancel_job, adjust_job; more options of a snapshot, an image for each disk",
+    "1.2": "host_report says which agent speaks, and answers whether it may",
 }
 
 
@@ -273,6 +274,14 @@ class Hypervisor(Message):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReportTaken(Message):
+    """Answer to `host_report`; an agent whose report is refused has another's host name."""
+
+    taken: bool
+    reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HostReport(Message):
     """An agent's heartbeat.
 
@@ -282,6 +291,8 @@ class HostReport(Message):
     """
 
     host: str
+    #: One for each state directory: two agents that were given one host name differ in it.
+    agent_id: str | None = None
     release: str
     rpc_version: str = RPC_VERSION
     started_at: float

@@ -3,6 +3,8 @@
 
 The complete list of instances goes out at start, soon after any libvirt event
 and every few heartbeats; the heartbeats between say only that the agent lives.
+The API answers the complete ones: it takes the reports of one agent for each
+host name, and another that was given the same name must end.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from collections.abc import Callable
 from importlib import metadata as distribution
 
 from common import clock, context
-from common.errors import StillframeError
-from common.messages import HostReport, InstanceRecord
+from common.errors import ConfigurationError, StillframeError
+from common.messages import HostReport, InstanceRecord, ReportTaken
 from common.rpc import Client
 from compute_agent.guest import description, metadata
 from compute_agent.guest.connection import Hypervisor
@@ -40,6 +42,7 @@ class Announcer:
         hypervisor: Hypervisor,
         *,
         host: str,
+        agent_id: str,
         interval_s: float,
         full_every: int,
         default_owner: Owner | None,
@@ -48,16 +51,31 @@ class Announcer:
         self._client = client
         self._hypervisor = hypervisor
         self._host = host
+        self._agent_id = agent_id
         self.interval_s = interval_s
         self._full_every = full_every
         self._default_owner = default_owner
         self._open_jobs = open_jobs
+        #: Told when the API refuses this agent after all.
+        self.on_refused: Callable[[ConfigurationError], None] = lambda _: None
         self._started_at = clock.epoch_s()
         self._changed = threading.Event()
         self._stopping = threading.Event()
         self._unowned: set[str] = set()
         self._reachable = True
         self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
+
+    def claim_host(self) -> None:
+        """Ask the API, before anything is done, whether this agent may have its host name.
+
+        Raises ConfigurationError if not; an API that does not answer is asked again later.
+        """
+        try:
+            self._send(self._report(complete=False), answered=True)
+        except ConfigurationError:
+            raise
+        except StillframeError as error:
+            LOG.warning("Nobody says yet whether this host's name is free: %s", error)
 
     def start(self) -> None:
         """Begin to announce."""
@@ -92,6 +110,9 @@ class Announcer:
     def _try_to_announce(self, *, complete: bool) -> bool:
         try:
             return self._announce(complete=complete)
+        except ConfigurationError as refusal:
+            self.on_refused(refusal)
+            return False
         except Exception:
             # One strange domain must not silence the host for ever.
             LOG.exception("This host could not be announced")
@@ -99,16 +120,10 @@ class Announcer:
 
     def _announce(self, *, complete: bool) -> bool:
         try:
-            report = HostReport(
-                host=self._host,
-                release=distribution.version("stillframe"),
-                started_at=self._started_at,
-                at=clock.epoch_s(),
-                hypervisor=self._hypervisor.info() if complete else None,
-                instances=self._instances() if complete else None,
-                open_jobs=self._open_jobs() if complete else None,
-            )
-            self._client.cast(context.new(), "host_report", report=report.to_wire())
+            report = self._report(complete=complete)
+            self._send(report, answered=complete)
+        except ConfigurationError:
+            raise
         except StillframeError as error:
             if self._reachable:
                 LOG.warning("This host cannot be announced, trying on: %s", error)
@@ -118,6 +133,25 @@ class Announcer:
             LOG.info("This host is announced again, with %d instances", len(report.instances))
         self._reachable = True
         return True
+
+    def _report(self, *, complete: bool) -> HostReport:
+        return HostReport(
+            host=self._host,
+            agent_id=self._agent_id,
+            release=distribution.version("stillframe"),
+            started_at=self._started_at,
+            at=clock.epoch_s(),
+            hypervisor=self._hypervisor.info() if complete else None,
+            instances=self._instances() if complete else None,
+            open_jobs=self._open_jobs() if complete else None,
+        )
+
+    def _send(self, report: HostReport, *, answered: bool) -> None:
+        send = self._client.call if answered else self._client.cast
+        answer = send(context.new(), "host_report", report=report.to_wire())
+        # An older API answers nothing, and takes everything.
+        if answer and not ReportTaken.from_wire(answer).taken:
+            raise ConfigurationError(f"the API refuses this agent: {answer['reason']}")
 
     def _instances(self) -> tuple[InstanceRecord, ...]:
         records = []

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -40,6 +42,8 @@ LOG_FILE = "n-cpu.log"
 
 #: How long the API may take to confirm an outcome before it is told again.
 _CALL_TIMEOUT_S = 30.0
+#: And how long to say that it has a heartbeat: the next one comes soon.
+_REPORT_TIMEOUT_S = 5.0
 _MB = 10**6
 _MIB = 1 << 20
 
@@ -95,7 +99,7 @@ class Agent:
             self.pipeline.recover, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter
         )
         server = _server(settings, transport, endpoint)
-        self.announcer = _announcer(settings, client, self.hypervisor, journal)
+        self.announcer = _announcer(settings, transport, self.hypervisor, journal)
         self.hypervisor.on_change = self.announcer.changed
         self.hypervisor.on_undefined = self._instance_deleted
         self.hypervisor.on_io_error = jobs.instance_out_of_space
@@ -107,14 +111,17 @@ class Agent:
 
     def run(self) -> int:
         """Run until a signal; return the exit code."""
+        process = daemon.Daemon(
+            PROG,
+            self._services,
+            stop_timeout_s=self._settings.graceful_shutdown_timeout,
+            reload=self.reload,
+            healthy=self.healthy,
+        )
+        self.announcer.on_refused = process.fail
         try:
-            return daemon.Daemon(
-                PROG,
-                self._services,
-                stop_timeout_s=self._settings.graceful_shutdown_timeout,
-                reload=self.reload,
-                healthy=self.healthy,
-            ).run()
+            self.announcer.claim_host()
+            return process.run()
         except StillframeError as error:
             return daemon.fail(f"{PROG} ends: {error}")
 
@@ -164,6 +171,16 @@ def _only_agent_of(state_path: Path, host: str) -> IO[str]:
     return holder
 
 
+def _agent_id(state_path: Path) -> str:
+    """Return the id of this state directory's agent, the same over restarts."""
+    path = state_path / "agent_id"
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return str(uuid.UUID(path.read_text().strip()))
+    made = str(uuid.uuid4())
+    path.write_text(made + "\n")
+    return made
+
+
 def _directories(settings: cfg.ConfigOpts) -> Directories:
     directories = Directories(
         scratch=Path(settings.capture.scratch_directory),
@@ -199,8 +216,9 @@ def _hypervisor(settings: cfg.ConfigOpts) -> Hypervisor:
 
 
 def _announcer(
-    settings: cfg.ConfigOpts, client: rpc.Client, hypervisor: Hypervisor, journal: Journal
+    settings: cfg.ConfigOpts, transport: rpc.Transport, hypervisor: Hypervisor, journal: Journal
 ) -> Announcer:
+    client = transport.client(topic=API_TOPIC, version=RPC_VERSION, timeout_s=_REPORT_TIMEOUT_S)
     project_id = settings.agent.default_project_id
     owner = None
     if project_id:
@@ -210,6 +228,7 @@ def _announcer(
         client,
         hypervisor,
         host=settings.host,
+        agent_id=_agent_id(Path(settings.state_path)),
         interval_s=settings.report_interval,
         full_every=settings.agent.full_report_every,
         default_owner=owner,

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from oslo_db import exception as db_errors
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from api_service.errors import BadRequest
+from api_service.errors import BadRequest, HostNameTaken
 from api_service.store import records
 from api_service.store.engine import Database, retried
 from api_service.store.models import AgentRow, InstanceRow
@@ -55,14 +55,18 @@ class Inventory:
         self._database = database
 
     @retried
-    def take(self, report: HostReport) -> bool:
-        """Take a heartbeat; return whether its agent was unknown before."""
+    def take(self, report: HostReport, is_up: Callable[[Agent], bool] = lambda _: False) -> bool:
+        """Take a heartbeat; return whether its agent was unknown before.
+
+        Raises HostNameTaken if another agent reports under that host name and, by
+        `is_up`, still lives.
+        """
         # When it was sent, not when it came: heartbeats that waited while the API was
         # stopped say nothing of now. A clock that runs ahead must not count for more,
         # nor outdo what other hosts say later of an instance that has moved.
         at = min(clock.now(), clock.from_epoch(report.at))
         with self._database.write() as session:
-            is_new = _take_agent(session, report, at)
+            is_new = _take_agent(session, report, at, is_up)
             if report.instances is not None:
                 known = _locked(session, [announced.uuid for announced in report.instances])
                 for announced in sorted(report.instances, key=lambda one: one.uuid):
@@ -159,12 +163,20 @@ def _after(marker: InstanceRow) -> ColumnElement[bool]:
     )
 
 
-def _take_agent(session: Session, report: HostReport, at: dt.datetime) -> bool:
+def _take_agent(
+    session: Session, report: HostReport, at: dt.datetime, is_up: Callable[[Agent], bool]
+) -> bool:
     row = session.get(AgentRow, report.host, with_for_update=True)
     is_new = row is None
+    if row is not None and _is_another(row, report) and is_up(records.agent(row)):
+        raise HostNameTaken(
+            f"another compute agent reports as host {report.host}; give this one a host of its "
+            "own, or stop the other and wait until it counts as down"
+        )
     if row is None:
         row = AgentRow(host=report.host, first_seen_at=clock.now(), hypervisor=None)
         session.add(row)
+    row.agent_id = report.agent_id
     row.release, row.rpc_version = report.release, report.rpc_version
     row.started_at = clock.from_epoch(report.started_at)
     row.last_seen_at = at if is_new else max(row.last_seen_at, at)
@@ -173,6 +185,12 @@ def _take_agent(session: Session, report: HostReport, at: dt.datetime) -> bool:
     if report.instances is not None or report.open_jobs is not None:
         row.open_jobs = _open_jobs(row.open_jobs or [], report)
     return is_new
+
+
+def _is_another(row: AgentRow, report: HostReport) -> bool:
+    """Tell whether a report is not from the agent that is known; older ones have no id."""
+    ids = {row.agent_id, report.agent_id}
+    return None not in ids and len(ids) > 1
 
 
 def _open_jobs(known: list[Any], report: HostReport) -> list[Any] | None:

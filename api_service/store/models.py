@@ -81,6 +81,8 @@ class AgentRow(Base):
     __tablename__ = "agents"
 
     host: Mapped[str] = mapped_column(Words(255), primary_key=True)
+    #: Which of those that were given this host name reports; None: of an older release.
+    agent_id: Mapped[str | None] = mapped_column(Words(36))
     release: Mapped[str] = mapped_column(Words(64))
     rpc_version: Mapped[str] = mapped_column(Words(16))
     started_at: Mapped[dt.datetime]

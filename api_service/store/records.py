@@ -27,6 +27,7 @@ class Agent:
     """A compute agent; whether it lives is for `agents` to say."""
 
     host: str
+    agent_id: str | None
     release: str
     rpc_version: str
     started_at: dt.datetime

@@ -50,6 +50,7 @@ def heartbeat(
     complete: bool = True,
     at: float | None = None,
     open_jobs: tuple[str, ...] | None = None,
+    agent_id: str | None = None,
 ) -> dict[str, Any]:
     """Return a host_report as it stands on the wire."""
     hypervisor = Hypervisor(
@@ -63,6 +64,7 @@ def heartbeat(
         hypervisor=hypervisor if complete else None,
         instances=instances if complete else None,
         open_jobs=open_jobs,
+        agent_id=agent_id,
     )
     return report.to_wire()
 

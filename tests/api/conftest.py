@@ -134,7 +134,7 @@ class Cloud:
         self.casts = casts
         self.dispatcher = ShownDispatcher(self.ledger, AgentClient(casts))  # type: ignore[arg-type]
         self.dispatcher.casts = casts
-        self.status = StatusEndpoint(self.ledger, self.inventory)
+        self.status = StatusEndpoint(self.ledger, self.inventory, self.agents)
         self.reaper = self.make_reaper()
         self.health: dict[str, Callable[[], Any]] = {"database": lambda: None}
         self.http = testing.TestClient(make_application(self._services()))

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
+from typing import Any
 
 from common import clock
 from common.messages import InstanceRecord
@@ -128,3 +130,29 @@ def test_a_thousand_instances_come_in_one_report(cloud: Cloud) -> None:
     cloud.announce(*records)
     cloud.announce(*records[:10])
     assert len(listed(cloud)) == 10
+
+
+def test_of_two_agents_with_one_host_name_the_one_that_lives_is_heard(cloud: Cloud) -> None:
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    mine, theirs = agent_says.instance(name="mine"), agent_says.instance(name="theirs")
+
+    def says(agent_id: str | None, *instances: InstanceRecord, ago_s: float = 0) -> Any:
+        at = clock.epoch_s() - ago_s
+        beat = agent_says.heartbeat(*instances, agent_id=agent_id, at=at)
+        return cloud.report("host_report", beat)
+
+    assert says(first, mine, ago_s=DOWN_AFTER_S / 2) == {"taken": True, "reason": None}
+    refusal = says(second, theirs)
+    assert refusal["taken"] is False
+    assert "another compute agent reports as host" in refusal["reason"]
+    assert listed(cloud) == {"mine"}
+    assert says(first, mine)["taken"] is True, "nor is the first one disturbed"
+    assert says(None, mine)["taken"] is True, "an agent of an older release names no id"
+
+
+def test_a_host_name_is_free_again_when_its_agent_counts_as_down(cloud: Cloud) -> None:
+    long_ago = clock.epoch_s() - 2 * DOWN_AFTER_S
+    beat = agent_says.heartbeat(agent_id=str(uuid.uuid4()), at=long_ago)
+    cloud.report("host_report", beat)
+    heir = agent_says.heartbeat(agent_id=str(uuid.uuid4()))
+    assert cloud.report("host_report", heir)["taken"] is True

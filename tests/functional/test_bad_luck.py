@@ -8,6 +8,7 @@ import signal
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -236,3 +237,24 @@ def test_a_second_agent_on_the_same_state_refuses_to_start(cloud: Cloud) -> None
     )
     assert done.returncode == 1
     assert "another agent" in done.stderr
+
+
+def test_an_agent_elsewhere_with_the_same_host_name_refuses_to_start(
+    cloud: Cloud, tmp_path: Path
+) -> None:
+    """Its own machine, state and directories: only the API knows of both."""
+    elsewhere = tmp_path / "stillframe.conf"
+    settings = cloud.config_file.read_text()
+    elsewhere.write_text(
+        settings.replace(f"state_path = {cloud.directory}", f"state_path = {tmp_path}")
+    )
+    done = subprocess.run(
+        [str(cloud._bin / "stillframe-compute"), "--config-file", str(elsewhere)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"another compute agent reports as host {cloud.host}" in done.stderr
+    assert cloud.agent.pid is not None

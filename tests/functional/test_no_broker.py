@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from api_service.agents import Agents
 from api_service.status import StatusEndpoint
 from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
@@ -111,7 +112,8 @@ def api(tmp_path: Path, url: str, start: Callable[[str], Process]) -> Process:
     (tmp_path / "state").mkdir()
     database = Database(f"sqlite:///{tmp_path}/state/api.sqlite")
     database.sync()
-    status = StatusEndpoint(Ledger(database), Inventory(database))
+    inventory = Inventory(database)
+    status = StatusEndpoint(Ledger(database), inventory, Agents(inventory, 60))
     status.host_report(context.new(), report=agent_says.heartbeat(agent_says.instance()))
     database.engine.dispose()
     process = start("stillframe-api")

@@ -45,6 +45,23 @@ class Next:
 sys.exit(daemon.Daemon("test", [Slow(), Next()], stop_timeout_s=1).run())
 """
 
+FAILS_LATER = """
+import sys, threading
+from common import daemon
+from common.errors import ConfigurationError
+
+class Works:
+    name = "works"
+    def start(self): threading.Thread(target=process.fail, args=(ConfigurationError("no"),)).start()
+    def stop(self, deadline): print("works stopped", flush=True)
+
+process = daemon.Daemon("test", [Works()], stop_timeout_s=1)
+try:
+    process.run()
+except ConfigurationError as error:
+    print("ended with:", error, flush=True)
+"""
+
 WORKS = "[capture]\nbandwidth_limit = {limit}\n"
 
 
@@ -124,3 +141,15 @@ def test_told_to_stop_in_its_start_it_starts_no_more() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "slow stopped\n"), done.stderr
+
+
+def test_what_fails_later_ends_it_in_order_and_with_its_reason() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS_LATER],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["works stopped", "ended with: no"]

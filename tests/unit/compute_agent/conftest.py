@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A journal on a real file and a recorder in place of the way to the API."""
+"""A journal on a real file, a recorder in place of the way to the API, a stage for the rest."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common import context
 from common.messages import InstanceRef, JobAccepted, JobOutcome, JobProgress, SnapshotRequest
 from common.states import JobKind, JobState
+from compute_agent.capture import make
+from compute_agent.jobs import Job
 from compute_agent.journal import Journal
+from compute_agent.publication import Publication
+from compute_agent.snapshot import Pipeline
+from tests.unit.compute_agent.stage import Stage, tools_of
+
+NewRequest = Callable[..., SnapshotRequest]
 
 
 def wait_for(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
@@ -76,7 +84,7 @@ def reports(journal: Journal) -> RecordedReports:
 
 
 @pytest.fixture
-def new_request() -> Callable[..., SnapshotRequest]:
+def new_request() -> NewRequest:
     def make(instance_uuid: str | None = None, deadline: float | None = None) -> SnapshotRequest:
         return SnapshotRequest(
             instance=InstanceRef(uuid=instance_uuid or str(uuid.uuid4())),
@@ -86,3 +94,42 @@ def new_request() -> Callable[..., SnapshotRequest]:
         )
 
     return make
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    stage = Stage()
+    monkeypatch.setattr(make, "by_method", lambda *_: stage)
+    for name in ("require_queued", "describe", "verify", "publish"):
+        monkeypatch.setattr(Publication, name, lambda *_, name=name: stage.do(name))
+
+    def stream(publication: Publication, _exports: Any) -> None:
+        publication.take_for_ours()
+        stage.do("stream")
+
+    def discard(publication: Publication) -> None:
+        stage.do("discard ours" if publication._begun else "discard")
+
+    monkeypatch.setattr(Publication, "stream", stream)
+    monkeypatch.setattr(Publication, "discard", discard)
+    return stage
+
+
+@pytest.fixture
+def pipeline(stage: Stage, journal: Journal, tmp_path: Path) -> Pipeline:
+    return Pipeline(tools_of(stage, journal, tmp_path))
+
+
+@pytest.fixture
+def job(journal: Journal, reports: RecordedReports, new_request: NewRequest) -> Job:
+    request = new_request()
+    journal.accept(request, {})
+    entry = journal.find(request.job_id)
+    assert entry is not None
+    return Job(entry, "h", reports)
+
+
+def journalled_again(job: Job, journal: Journal) -> Job:
+    entry = journal.find(job.entry.job_id)
+    assert entry is not None
+    return Job(entry, "h", RecordedReports(journal))

@@ -10,6 +10,7 @@ capture was ended or is marked in the journal, its image is published or gone.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import tempfile
 import uuid
@@ -27,36 +28,18 @@ from common.messages import InstanceRef, SnapshotRequest
 from common.states import JobState, PowerState
 from compute_agent import release, watch
 from compute_agent.capture import make
-from compute_agent.capture.workspace import Directories
 from compute_agent.jobs import Job
 from compute_agent.journal import Journal
 from compute_agent.publication import Publication
 from compute_agent.snapshot import Pipeline
-from compute_agent.tools import Settings, Tools
 from tests.unit.compute_agent.conftest import RecordedReports
-from tests.unit.compute_agent.test_snapshot import Stage
+from tests.unit.compute_agent.stage import SETTINGS, Stage, tools_of
 
 GUEST = str(uuid.UUID(int=1))
 #: Whatever the pipeline asks of the world, in no order.
 CALLS = (
     *("find", "require_queued", "prepare", "arm", "suspend", "begin", "resume", "disarm"),
     *("describe", "stream", "verify", "publish", "end", "discard"),
-)
-SETTINGS = Settings(
-    method="auto",
-    pause="always",
-    freeze="never",
-    freeze_timeout_s=1,
-    disks="root",
-    checkpoints=False,
-    adaptive=False,
-    latency_factor=4,
-    image_format="qcow2",
-    compression=None,
-    scratch_reserve_percent=0,
-    scratch_min_free_bytes=0,
-    upload_retries=0,
-    progress_log_interval_s=1,
 )
 
 
@@ -142,19 +125,8 @@ class Snapshots(RuleBasedStateMachine):
         self._play()
         self.directory = Path(tempfile.mkdtemp())
         self.journal = Journal(self.directory / "journal.sqlite")
-        anything: Any = self.world
-        self.pipeline = Pipeline(
-            Tools(
-                hypervisor=anything,
-                images=anything,
-                journal=self.journal,
-                increments=anything,
-                directories=Directories(scratch=self.directory, sockets=self.directory),
-                throttle=anything,
-                sentinel=anything,
-                settings=SETTINGS,
-            )
-        )
+        options = dataclasses.replace(SETTINGS, freeze="never")
+        self.pipeline = Pipeline(tools_of(self.world, self.journal, self.directory, options))
 
     def teardown(self) -> None:
         self.patches.undo()

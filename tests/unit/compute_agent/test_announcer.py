@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One agent for each host name: the API answers whether this one may have it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from common.errors import BrokerUnavailable, ConfigurationError, StillframeError
+from common.messages import Hypervisor, ReportTaken
+from compute_agent.announcer import Announcer
+from tests.unit.compute_agent.conftest import wait_for
+
+
+class Api:
+    """Answers reports as it is told to, and keeps them."""
+
+    def __init__(self) -> None:
+        self.answer: Any = ReportTaken(taken=True).to_wire()
+        self.calls: list[dict[str, Any]] = []
+        self.casts: list[dict[str, Any]] = []
+
+    def call(self, _context: object, _method: str, *, report: dict[str, Any]) -> Any:
+        self.calls.append(report)
+        if isinstance(self.answer, StillframeError):
+            raise self.answer
+        return self.answer
+
+    def cast(self, _context: object, _method: str, *, report: dict[str, Any]) -> None:
+        self.casts.append(report)
+
+
+class Host:
+    """A hypervisor without guests."""
+
+    def guests(self) -> list[Any]:
+        return []
+
+    def info(self) -> Hypervisor:
+        return Hypervisor(type="QEMU", version=1, hostname="h", vcpus=1, memory_mib=1)
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+@pytest.fixture
+def announcer(api: Api) -> Announcer:
+    host: Any = Host()
+    client: Any = api
+    return Announcer(
+        client,
+        host,
+        host="h",
+        agent_id="an-id",
+        interval_s=0.01,
+        full_every=2,
+        default_owner=None,
+        open_jobs=lambda: (),
+    )
+
+
+REFUSED = ReportTaken(taken=False, reason="another compute agent reports as host h").to_wire()
+
+
+def test_an_agent_whose_host_name_is_taken_does_not_start(api: Api, announcer: Announcer) -> None:
+    api.answer = REFUSED
+    with pytest.raises(ConfigurationError, match="another compute agent reports as host h"):
+        announcer.claim_host()
+    assert api.calls[0]["agent_id"] == "an-id"
+    assert api.calls[0]["instances"] is None, "a stranger's list would bury the other's instances"
+
+
+@pytest.mark.parametrize("answer", [None, BrokerUnavailable("away")])
+def test_an_api_that_says_nothing_keeps_no_agent_from_its_start(
+    api: Api, announcer: Announcer, answer: Any
+) -> None:
+    api.answer = answer
+    announcer.claim_host()
+
+
+def test_an_agent_that_is_refused_later_is_told_so(api: Api, announcer: Announcer) -> None:
+    refusals: list[ConfigurationError] = []
+    announcer.on_refused = refusals.append
+    announcer.start()
+    wait_for(lambda: len(api.casts) > 2)
+    assert refusals == []
+    api.answer = REFUSED
+    wait_for(lambda: refusals != [])
+    announcer.stop(time.monotonic() + 5)
+    assert all(report["instances"] is None for report in api.casts), "the API answers lists"

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import libvirt
@@ -27,6 +28,8 @@ from compute_agent.guest.stamps import EVENTS, Recorder
 LOG = logging.getLogger(__name__)
 
 _LOOP_WAKE_MS = 500
+#: libvirt itself waits for ever for a daemon that takes the connection and does not answer.
+_OPEN_TIMEOUT_S = 30.0
 _KIB_PER_MIB = 1024
 
 
@@ -52,6 +55,7 @@ class Hypervisor:
         self.stamps = Recorder()
         self._lock = threading.Lock()
         self._connection: libvirt.virConnect | None = None
+        self._opening: Future[libvirt.virConnect] | None = None
         self._stopping = threading.Event()
         self._loop = threading.Thread(target=self._run_loop, name="libvirt-events", daemon=True)
 
@@ -136,20 +140,35 @@ class Hypervisor:
 
     def _open(self) -> libvirt.virConnect:
         try:
-            connection = libvirt.open(self._uri)
+            connection = self._open_in_time()
             self._listen(connection)
-        except libvirt.libvirtError as error:
+        except (libvirt.libvirtError, TimeoutError) as error:
             # The address is the operator's; the sentence may reach a tenant.
             LOG.error(
                 "libvirt at %s cannot be used; is its daemon running, and may this user use it? %s",
                 self._uri,
-                error,
+                str(error) or f"It does not answer within {_OPEN_TIMEOUT_S:.0f} s",
             )
             raise HypervisorUnavailable(
                 "the hypervisor's service cannot be reached; the log of its host says why"
             ) from error
         LOG.info("Connected to libvirt at %s", self._uri)
         return connection
+
+    def _open_in_time(self) -> libvirt.virConnect:
+        """Open a connection in a thread; one that hangs is waited for again the next time."""
+        opening = self._opening
+        if opening is None:
+            opening = self._opening = Future()
+            thread = threading.Thread(
+                target=_open_into, args=(opening, self._uri), name="libvirt-open", daemon=True
+            )
+            thread.start()
+        try:
+            return opening.result(_OPEN_TIMEOUT_S)
+        finally:
+            if opening.done():
+                self._opening = None
 
     def _listen(self, connection: libvirt.virConnect) -> None:
         connection.setKeepAlive(*self._keepalive)
@@ -215,3 +234,10 @@ class Hypervisor:
     def _run_loop(self) -> None:
         while not self._stopping.is_set():
             libvirt.virEventRunDefaultImpl()
+
+
+def _open_into(opening: Future[libvirt.virConnect], uri: str) -> None:
+    try:
+        opening.set_result(libvirt.open(uri))
+    except libvirt.libvirtError as error:
+        opening.set_exception(error)

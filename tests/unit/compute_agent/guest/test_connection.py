@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import logging
+import socket
+import tempfile
+import threading
 from typing import Any
 
 import libvirt
 import pytest
 
 from common.errors import InstanceNotFound, StillframeError
+from compute_agent.guest import connection
 from compute_agent.guest.connection import Hypervisor
 from compute_agent.guest.errors import HypervisorError, HypervisorUnavailable
 
@@ -84,3 +88,21 @@ def test_a_libvirt_that_cannot_be_reached_is_named_in_the_log_alone(
         hypervisor.guest(UUID)
     assert URI in caplog.text
     assert "/" not in raised.value.message
+
+
+def test_a_libvirt_that_takes_the_connection_and_does_not_answer_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connection, "_OPEN_TIMEOUT_S", 0.2)
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as deaf:
+        path = f"{directory}/sock"
+        deaf.bind(path)
+        deaf.listen()
+        uri = f"qemu+unix:///system?socket={path}"
+        hypervisor = Hypervisor(uri, keepalive_interval_s=1, keepalive_count=1)
+        before = threading.active_count()
+        for _ in range(2):
+            with pytest.raises(HypervisorUnavailable):
+                hypervisor.connection()
+        assert threading.active_count() == before + 1, "the first is still waited for"
+    assert "does not answer within" in caplog.text

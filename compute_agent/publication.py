@@ -194,6 +194,7 @@ class Publication:
                 disk_format=settings.image_format,
                 compression=settings.compression,
                 changes=export.changes,
+                on_progress=self._teller.tell_first_pass,
             )
 
     def _throttles(self) -> Throttles:

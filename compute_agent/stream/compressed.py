@@ -30,6 +30,7 @@ from compute_agent.stream.extents import (
     increment_map,
     union,
 )
+from compute_agent.stream.progress import Meter, OnProgress, ignore
 from compute_agent.stream.qcow2 import COPIED, Qcow2Layout, round_up
 
 #: QEMU inflates with a window of 4 KiB, and without zlib's header.
@@ -88,12 +89,15 @@ class CompressedLayout(Qcow2Layout):
         *,
         compression: str,
         is_increment: bool = False,
+        on_progress: OnProgress = ignore,
     ) -> None:
         self._compression = compression
         self._read_map = cluster_map
         self._lengths = array("I")
+        meter = Meter(cluster_map.data.clusters * CLUSTER_BYTES, on_progress)
         for chunks in self._compressed(source):
             self._lengths.extend(len(chunk) for chunk in chunks)
+            meter.add(len(chunks) * CLUSTER_BYTES)
         zeros = Runs(self._clusters_where(lambda length: length == _IS_ZERO))
         self._total_bytes = _end_of(self._placed())
         super().__init__(
@@ -108,11 +112,23 @@ class CompressedLayout(Qcow2Layout):
 
     @classmethod
     def compressed(
-        cls, source: Source, compression: str, changes: str | None = None
+        cls,
+        source: Source,
+        compression: str,
+        changes: str | None = None,
+        on_progress: OnProgress = ignore,
     ) -> CompressedLayout:
-        """Lay out a whole disk or, with `changes` (a bitmap's context), what changed of it."""
-        cluster_map = full_map(source) if changes is None else increment_map(source, changes)
-        return cls(cluster_map, source, compression=compression, is_increment=changes is not None)
+        """Lay out a whole disk or, with `changes` (a bitmap's context), what changed of it.
+
+        `on_progress` is told how far the first pass is.
+        """
+        return cls(
+            full_map(source) if changes is None else increment_map(source, changes),
+            source,
+            compression=compression,
+            is_increment=changes is not None,
+            on_progress=on_progress,
+        )
 
     def _stream_data(self, source: Source) -> Iterator[bytes | bytearray]:
         at, lengths = 0, iter(self._lengths)

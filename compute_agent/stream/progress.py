@@ -8,6 +8,8 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+#: How often progress is told.
+INTERVAL_S = 0.5
 #: The rate is that of the last so many seconds, so that it follows what happens now.
 _WINDOW_S = 10.0
 
@@ -28,15 +30,22 @@ class Progress:
         return self.bytes_done * 100 // self.bytes_total if self.bytes_total else 100
 
 
+OnProgress = Callable[[Progress], None]
+
+
+def ignore(_progress: Progress) -> None:
+    """Tell nobody."""
+
+
 class Meter:
     """Counts one pass's bytes and tells `on_progress` now and then, and at the end."""
 
     def __init__(
         self,
         bytes_total: int,
-        on_progress: Callable[[Progress], None],
+        on_progress: OnProgress,
         *,
-        interval_s: float,
+        interval_s: float = INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = bytes_total

@@ -21,7 +21,7 @@ from common.errors import JobCancelled, JobFailed
 from compute_agent.disks.nbd import ALLOCATION_CONTEXT, Extent
 from compute_agent.stream.ahead import Ahead, Buffer
 from compute_agent.stream.extents import Source
-from compute_agent.stream.progress import Meter, Progress
+from compute_agent.stream.progress import INTERVAL_S, Meter, OnProgress, Progress, ignore
 from compute_agent.stream.throttle import Throttle, Throttles
 
 __all__ = ["Digest", "Layout", "Paced", "Progress", "Pump", "Stopped", "UnexpectedLength"]
@@ -29,7 +29,6 @@ __all__ = ["Digest", "Layout", "Paced", "Progress", "Pump", "Stopped", "Unexpect
 #: What each thread may be ahead of the next: enough to never wait for one another's
 #: system calls, and little in the memory of a hypervisor.
 _AHEAD_BYTES = 4 << 20
-_PROGRESS_INTERVAL_S = 0.5
 
 
 class Layout(Protocol):
@@ -88,8 +87,8 @@ class Pump:
         *,
         throttle: Throttle | Throttles,
         stopped: threading.Event,
-        on_progress: Callable[[Progress], None] = lambda _: None,
-        progress_interval_s: float = _PROGRESS_INTERVAL_S,
+        on_progress: OnProgress = ignore,
+        progress_interval_s: float = INTERVAL_S,
     ) -> None:
         self._open_source = open_source
         self._layout = layout

@@ -29,6 +29,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--table", type=Path, default=None, help="write what came of it, as Markdown")
 
 
+@pytest.fixture(scope="session")
+def extra_config() -> str:
+    """As the functional tests have it; an agent that stays away is given up soon."""
+    return "bandwidth_limit = 25\n[api]\njob_silence_timeout = 10\n[capture]"
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """The seed of the run's dice; told, so that it can be repeated."""

@@ -56,11 +56,18 @@ def glance_venv() -> Path:
 
 
 @pytest.fixture(scope="session")
+def extra_config() -> str:
+    """Slow enough that a test can do something in the middle of an upload."""
+    return "bandwidth_limit = 25"
+
+
+@pytest.fixture(scope="session")
 def cloud(
     tmp_path_factory: pytest.TempPathFactory,
     guest_image: Path,
     accelerator: str,
     glance_venv: Path,
+    extra_config: str,
 ) -> Iterator[Cloud]:
     """Broker, Glance, libvirt and both daemons as processes."""
     cloud = Cloud(
@@ -69,8 +76,7 @@ def cloud(
         bin_directory=Path(sys.executable).parent,
         image=guest_image,
         accelerator=accelerator,
-        # Slow enough that a test can do something in the middle of an upload.
-        extra_config="bandwidth_limit = 25",
+        extra_config=extra_config,
     )
     with small_file_system(cloud.directory / "scratch"), Meddler(cloud.glance.port) as meddler:
         cloud.glance_endpoint = meddler.endpoint

@@ -175,6 +175,8 @@ class Guest:
         self.disk = wish.disk or directory / f"{wish.name}.{wish.disk_format}"
         self._console_path = libvirtd.run / f"{wish.name}.console"
         self._console: Console | None = None
+        #: Somebody wanted it to run.
+        self.has_been_started = False
 
     @property
     def console(self) -> Console:
@@ -195,6 +197,7 @@ class Guest:
 
     def start(self) -> None:
         """Boot it and wait until it writes."""
+        self.has_been_started = True
         self._libvirtd.virsh("start", self.name)
         self.console.wait_for_beats()
         self.console.wait_for_a_record()

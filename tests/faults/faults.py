@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can happen to a cloud, and what puts it right again: FAULTS.
+
+Each fault strikes at an instant that a test chooses; some time later its cause
+is mended, as systemd or an operator would. Processes are found by their parent
+or by what only they can have in their command lines, never by name alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.functional.snapshots import wait_for
+from tools.stack.cloud import Cloud
+from tools.stack.guest import Guest
+
+#: A pause may last so long at the most ([capture] pause_budget), and a little for looking.
+BUDGET_S = 6.0
+_DRAIN_S = 40.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scene:
+    """Where a fault strikes."""
+
+    cloud: Cloud
+    guest: Guest
+
+
+Act = Callable[[Scene], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that goes wrong, and how it comes right again."""
+
+    strike: Act
+    heal: Act
+    #: Seconds from one to the other, one of which is drawn; None: not before the job has ended.
+    heals_after_s: tuple[float | None, ...] = (0.0, 5.0)
+    #: The guest loses its power with it.
+    ends_guest: bool = False
+    #: libvirt answers in between.
+    libvirt_answers: bool = True
+
+
+def kill_agent(scene: Scene) -> None:
+    """Kill the agent's whole process group."""
+    scene.cloud.agent.kill()
+
+
+def start_agent(scene: Scene) -> None:
+    scene.cloud.start_agent()
+
+
+def stop_agent(scene: Scene) -> None:
+    """Tell the agent to stop, and wait until it has: it drains first."""
+    scene.cloud.agent.signal(signal.SIGTERM)
+    wait_for(lambda: scene.cloud.agent.pid is None, "the agent's end", _DRAIN_S)
+
+
+def kill_api(scene: Scene) -> None:
+    scene.cloud.api.kill()
+
+
+def stop_api(scene: Scene) -> None:
+    scene.cloud.api.signal(signal.SIGTERM)
+    wait_for(lambda: scene.cloud.api.pid is None, "the API's end", _DRAIN_S)
+
+
+def start_api(scene: Scene) -> None:
+    scene.cloud.start_api()
+
+
+def kill_glance(scene: Scene) -> None:
+    scene.cloud.glance.process.kill()
+
+
+def start_glance(scene: Scene) -> None:
+    scene.cloud.glance.start()
+
+
+def stall_glance(scene: Scene) -> None:
+    """Have Glance take connections and answer nothing."""
+    scene.cloud.glance.process.signal(signal.SIGSTOP)
+
+
+def wake_glance(scene: Scene) -> None:
+    scene.cloud.glance.process.signal(signal.SIGCONT)
+
+
+def kill_libvirtd(scene: Scene) -> None:
+    """Kill libvirt's daemon; guests run on meanwhile."""
+    scene.cloud.libvirtd.process.kill()
+
+
+def start_libvirtd(scene: Scene) -> None:
+    scene.cloud.libvirtd.start()
+
+
+def kill_broker(scene: Scene) -> None:
+    scene.cloud.rabbitmq.process.kill()
+
+
+def start_broker(scene: Scene) -> None:
+    scene.cloud.rabbitmq.start()
+
+
+def stall_broker(scene: Scene) -> None:
+    """Have RabbitMQ take connections and answer nothing."""
+    _signal_group(scene.cloud.rabbitmq.process.pid, signal.SIGSTOP)
+
+
+def wake_broker(scene: Scene) -> None:
+    _signal_group(scene.cloud.rabbitmq.process.pid, signal.SIGCONT)
+
+
+def kill_sentinel(scene: Scene) -> None:
+    """Kill the sentinel alone: the agent starts another before its next pause."""
+    _kill_children_of_the_agent(scene.cloud, "compute_agent.guest.resumer")
+
+
+def kill_qemu_nbd(scene: Scene) -> None:
+    """Kill whoever serves a frozen disk for us."""
+    _kill_children_of_the_agent(scene.cloud, "qemu-nbd")
+
+
+def kill_qemu(scene: Scene) -> None:
+    """Kill the guest's QEMU, if it has one; libvirt then takes the guest for shut off."""
+    for pid, command in _processes():
+        if scene.guest.uuid in command and "qemu-system" in command.split("\0", 1)[0]:
+            os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: scene.guest.state() == "shut off", "libvirt to notice", 10)
+
+
+def start_guest(scene: Scene) -> None:
+    if scene.guest.has_been_started and scene.guest.state() == "shut off":
+        scene.guest.start()
+
+
+def nothing(_scene: Scene) -> None:
+    """It comes right by itself."""
+
+
+def both(*acts: Act) -> Act:
+    """Do several things in order."""
+
+    def act(scene: Scene) -> None:
+        for one in acts:
+            one(scene)
+
+    return act
+
+
+FAULTS: dict[str, Fault] = {
+    "agent": Fault(kill_agent, start_agent, (0.0, 5.0, None)),
+    "agent, SIGTERM": Fault(stop_agent, start_agent),
+    "agent and sentinel": Fault(both(kill_sentinel, kill_agent), start_agent, (0.0,)),
+    "agent and libvirtd": Fault(
+        both(kill_libvirtd, kill_agent), both(start_libvirtd, start_agent), libvirt_answers=False
+    ),
+    "api": Fault(kill_api, start_api),
+    "api, SIGTERM": Fault(stop_api, start_api),
+    "api and broker": Fault(both(kill_broker, kill_api), both(start_broker, start_api)),
+    "broker": Fault(kill_broker, start_broker),
+    "broker, hanging": Fault(stall_broker, wake_broker, (2.0, 8.0)),
+    "glance": Fault(kill_glance, start_glance),
+    "glance, hanging": Fault(stall_glance, wake_glance, (2.0, 8.0)),
+    "libvirtd": Fault(kill_libvirtd, start_libvirtd, libvirt_answers=False),
+    "qemu": Fault(kill_qemu, start_guest, (0.0,), ends_guest=True),
+    "qemu-nbd": Fault(kill_qemu_nbd, nothing, (0.0,)),
+    "sentinel": Fault(kill_sentinel, nothing, (0.0,)),
+}
+
+
+def sleep_until_healed(after_s: float) -> None:
+    """Let the time pass in which nobody has noticed yet."""
+    time.sleep(after_s)  # how long something is away is the point
+
+
+def _signal_group(pid: int | None, number: signal.Signals) -> None:
+    if pid is not None:
+        os.killpg(pid, number)
+
+
+def _kill_children_of_the_agent(cloud: Cloud, words: str) -> None:
+    agent = cloud.agent.pid
+    for pid, command in _processes():
+        if words in command and _parent_of(pid) == agent is not None:
+            os.kill(pid, signal.SIGKILL)
+
+
+def _processes() -> list[tuple[int, str]]:
+    """Return every process and its command line, words parted by NULs."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append((int(path.parent.name), path.read_bytes().decode(errors="replace")))
+        except OSError:
+            continue  # it ended while we looked
+    return found
+
+
+def _parent_of(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/status").read_text().split("\nPPid:")[1].split()[0])
+    except (OSError, IndexError):
+        return None
+
+
+def serving(words: str) -> list[int]:
+    """Return the qemu-nbd processes with these words in their command lines."""
+    return [pid for pid, command in _processes() if "qemu-nbd" in command and words in command]

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Three RabbitMQ nodes with quorum queues: one may go, or all be full, and no promise is broken."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.functional.conftest import CACHE
+from tests.functional.snapshots import ADMIN, ask, wait_for
+from tools.stack.cloud import Cloud
+from tools.stack.guest import Guest
+from tools.stack.rabbitmq import RabbitMq, RabbitMqCluster
+
+_BURST = 6
+#: An answer may take so long while the broker takes nothing: it is not waited for.
+_ANSWER_S = 5.0
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMqCluster]:
+    cluster = RabbitMqCluster(tmp_path_factory.mktemp("rabbitmq-cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def cloud(
+    tmp_path_factory: pytest.TempPathFactory,
+    cluster: RabbitMqCluster,
+    guest_image: Path,
+    accelerator: str,
+    glance_venv: Path,
+    extra_config: str,
+) -> Iterator[Cloud]:
+    """A cloud of its own on the cluster."""
+    cloud = Cloud(
+        tmp_path_factory.mktemp("clustered-cloud"),
+        cache=CACHE,
+        bin_directory=Path(sys.executable).parent,
+        image=guest_image,
+        accelerator=accelerator,
+        broker=cluster,
+        extra_config=extra_config,
+    )
+    try:
+        cloud.start_parts()
+        cloud.start_daemons()
+        yield cloud
+    finally:
+        cloud.stop()
+
+
+@pytest.fixture(autouse=True)
+def _all_nodes_again(cluster: RabbitMqCluster) -> Iterator[None]:
+    """Each test begins, and leaves the next, with three nodes."""
+    yield
+    cluster.start()
+
+
+def leader(cloud: Cloud, cluster: RabbitMqCluster) -> RabbitMq:
+    """Return the node that leads the queue of the agent."""
+    return cluster.leader_of(f"stillframe-compute.{cloud.host}")
+
+
+def test_a_node_that_dies_in_an_upload_costs_the_job_nothing(
+    cloud: Cloud, cluster: RabbitMqCluster, new_guest: Callable[..., Guest]
+) -> None:
+    guest = new_guest()
+    asked = ask(cloud, guest)
+    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    leader(cloud, cluster).process.kill()
+    job = asked.ended()
+    assert job["state"] == "done", job["reason"]
+    assert job["image_id"] == asked.image_id
+    again = ask(cloud, guest).ended()
+    assert again["state"] == "done", "two of three nodes are a broker"
+
+
+def test_a_node_that_dies_in_a_burst_of_requests_loses_and_doubles_none(
+    cloud: Cloud, cluster: RabbitMqCluster, new_guest: Callable[..., Guest]
+) -> None:
+    guests = [new_guest(start=False) for _ in range(_BURST)]
+    with ThreadPoolExecutor(_BURST) as pool:
+        asking = [pool.submit(ask, cloud, guest) for guest in guests]
+        leader(cloud, cluster).process.kill()
+        asked = [one.result() for one in asking]
+    for one in asked:
+        job = one.ended()
+        assert job["state"] == "done", job["reason"]
+        query = f"{cloud.api_url}/v1/jobs?instance_uuid={one.guest.uuid}"
+        jobs = requests.get(query, headers=ADMIN, timeout=10).json()["jobs"]
+        assert len(jobs) == 1
+        image = one.image()
+        assert image is not None
+        assert image["os_hash_value"] == job["sha512"]
+
+
+def test_a_broker_that_takes_nothing_holds_up_no_request_and_the_job_runs_when_it_does(
+    cloud: Cloud, cluster: RabbitMqCluster, new_guest: Callable[..., Guest]
+) -> None:
+    """An alarm (memory, disk) stops every publisher of the cluster."""
+    guest = new_guest(start=False)
+    node = cluster.alive()
+    node.control("set_vm_memory_high_watermark", "0.0000001")
+    try:
+        wait_for(lambda: _is_alarmed(node), "the alarm", 30)
+        began = time.monotonic()
+        asked = ask(cloud, guest)
+        assert time.monotonic() - began < _ANSWER_S
+        assert asked.job()["state"] == "pending"
+    finally:
+        node.control("set_vm_memory_high_watermark", "0.4")
+    job = asked.ended()
+    assert job["state"] == "done", job["reason"]
+
+
+def _is_alarmed(node: RabbitMq) -> bool:
+    return bool(json.loads(node.control("status", "--formatter", "json"))["alarms"])
+
+
+def test_connections_that_are_cut_in_an_upload_are_made_again(
+    cloud: Cloud, cluster: RabbitMqCluster, new_guest: Callable[..., Guest]
+) -> None:
+    guest = new_guest(start=False)
+    asked = ask(cloud, guest)
+    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    cluster.alive().control("close_all_connections", "cut by a test")
+    job = asked.ended()
+    assert job["state"] == "done", job["reason"]
+    assert ask(cloud, guest).ended()["state"] == "done"

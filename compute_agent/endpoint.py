@@ -33,7 +33,7 @@ from common.messages import (
 from common.states import JobKind, JobState
 from common.wire import Message
 from compute_agent.jobs import Jobs
-from compute_agent.journal import Journal
+from compute_agent.journal import Journal, JournalUnavailable
 from compute_agent.reporter import Reporter
 
 LOG = logging.getLogger(__name__)
@@ -60,7 +60,11 @@ class Endpoint:
             return
         caller.resource_uuid = request.instance.uuid
         with context.bound(caller):
-            self._accept(caller, request)
+            try:
+                self._accept(caller, request)
+            except JournalUnavailable:
+                # Neither refused nor promised: the API casts it again until its deadline.
+                LOG.warning("Job %s cannot be accepted now", request.job_id)
 
     def cancel_job(self, _caller: context.RequestContext, **arguments: Any) -> None:
         """End a job soon and undo what it did (see JobCancel); its outcome is reported."""

@@ -10,17 +10,18 @@ survive a torn write; nothing above this module sees SQL.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from common import clock
-from common.errors import MalformedMessage
+from common.errors import JobFailed, MalformedMessage
 from common.messages import JobOutcome, SnapshotRequest
 
 LOG = logging.getLogger(__name__)
@@ -59,8 +60,14 @@ class Entry:
     outcome: JobOutcome | None
 
 
+class JournalUnavailable(JobFailed):
+    """What must be written down before it is done cannot be: the disk is full, or broken."""
+
+    code = "journal_unavailable"
+
+
 class Journal:
-    """Thread-safe; each method is one durable transaction."""
+    """Thread-safe; each method is one durable transaction, or raises JournalUnavailable."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,11 +111,8 @@ class Journal:
 
     def open_job_ids(self) -> tuple[str, ...]:
         """Return the jobs that have no outcome yet, or one that the API does not know yet."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT job_id FROM entries WHERE outcome IS NULL OR confirmed = 0"
-            ).fetchall()
-        return tuple(job_id for (job_id,) in rows)
+        rows = self._execute("SELECT job_id FROM entries WHERE outcome IS NULL OR confirmed = 0")
+        return tuple(job_id for (job_id,) in rows.fetchall())
 
     def finish(self, outcome: JobOutcome) -> None:
         """Record how the job ended; it stays until `confirm`."""
@@ -163,13 +167,24 @@ class Journal:
         )
 
     def _execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
-        with self._lock:
+        with self._lock, _told():
             return self._db.execute(sql, values)
 
     def _select(self, query: str, *values: Any) -> list[Entry]:
-        with self._lock:
+        with self._lock, _told():
             rows = self._db.execute(query, values).fetchall()
         return [entry for row in rows if (entry := _readable(row)) is not None]
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        LOG.error("The journal cannot be used: %s; is its disk full?", error)
+        raise JournalUnavailable(
+            "the compute agent cannot keep its journal; the operator of its host must make room"
+        ) from error
 
 
 def _readable(row: tuple[Any, ...]) -> Entry | None:

@@ -3,7 +3,8 @@
 
 Acceptances and progress are casts: progress is coalesced to the latest of each
 job. An outcome is a call, repeated until the API has answered that it is
-recorded; the journal keeps it meanwhile, also over a restart.
+recorded; the journal keeps it meanwhile, also over a restart. One that the
+journal has no room for waits here, and is told only when it is written down.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from common import context
 from common.errors import StillframeError
 from common.messages import JobAccepted, JobOutcome, JobProgress
 from common.rpc import Client
-from compute_agent.journal import Entry, Journal
+from compute_agent.journal import Entry, Journal, JournalUnavailable
 
 LOG = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class Reporter:
         self._changed = threading.Condition()
         self._answers: deque[tuple[context.RequestContext, str, dict[str, Any]]] = deque()
         self._progress: dict[str, tuple[context.RequestContext, JobProgress]] = {}
+        #: Outcomes that the journal had no room for yet.
+        self._unrecorded: list[JobOutcome] = []
         self._outcome_due = False
         self._failures = 0
         self._last_progress = 0.0
@@ -77,7 +80,9 @@ class Reporter:
 
     def finished(self, request_context: context.RequestContext, outcome: JobOutcome) -> None:
         """Journal an outcome and tell it until the API has confirmed it."""
-        self._journal.finish(outcome)
+        with self._changed:
+            self._unrecorded.append(outcome)
+        self._record_outcomes()
         with self._changed:
             self._progress.pop(outcome.job_id, None)
             self._outcome_due = True
@@ -138,11 +143,27 @@ class Reporter:
         self._outcome_due = False
         delivered = False
         try:
+            recorded = self._record_outcomes()
             # Each for itself: one that the API cannot take must not keep the others waiting.
-            delivered = all([self._deliver(entry) for entry in self._journal.unconfirmed()])
+            tellings = [self._deliver(entry) for entry in self._journal.unconfirmed()]
+            delivered = recorded and all(tellings)
         finally:
             self._failures = 0 if delivered else self._failures + 1
             self._outcome_due = self._outcome_due or not delivered
+
+    def _record_outcomes(self) -> bool:
+        """Write down the outcomes that are not; return whether all of them are."""
+        with self._changed:
+            waiting = list(self._unrecorded)
+        for outcome in waiting:
+            try:
+                self._journal.finish(outcome)
+            except JournalUnavailable:
+                LOG.error("The outcome of job %s cannot be recorded yet", outcome.job_id)
+                return False
+            with self._changed:
+                self._unrecorded = [one for one in self._unrecorded if one is not outcome]
+        return True
 
     def _deliver(self, entry: Entry) -> bool:
         if entry.outcome is None:

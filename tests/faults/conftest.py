@@ -19,6 +19,7 @@ from tests.functional.conftest import (  # noqa: F401 # fixtures
     guest_image,
     meddler,
     new_guest,
+    running_guest,
 )
 
 

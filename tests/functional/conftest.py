@@ -113,11 +113,11 @@ def _sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def small_file_system(path: Path) -> Iterator[None]:
+def small_file_system(path: Path, size_mib: int = SCRATCH_MIB) -> Iterator[None]:
     """A tmpfs that a test can fill without harm to anybody else."""
     path.mkdir(parents=True, exist_ok=True)
     subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={SCRATCH_MIB}m", "tmpfs", str(path)], check=True
+        ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(path)], check=True
     )
     try:
         yield

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from common import context
 from common.errors import BrokerUnavailable
 from common.messages import JobAccepted, JobProgress, SnapshotRequest
 from common.states import JobKind
-from compute_agent.journal import Journal
+from compute_agent.journal import Journal, JournalUnavailable
 from compute_agent.reporter import Reporter
 from tests.unit.compute_agent.conftest import outcome_of, wait_for
 
@@ -138,3 +139,28 @@ def test_an_outcome_that_the_api_cannot_take_does_not_hold_up_the_others(
         journal.accept(request, {})
         reporter.finished(context.new(), outcome_of(request))
     wait_for(lambda: [one.job_id for one in journal.unconfirmed()] == [poison.job_id])
+
+
+def test_an_outcome_that_the_journal_has_no_room_for_is_told_when_it_has(
+    reporter: Reporter, line: Line, journal: Journal, new_request: NewRequest
+) -> None:
+    request = new_request()
+    journal.accept(request, {})
+    pages = _bound_pages(journal, 1)
+    outcome = dataclasses.replace(outcome_of(request), reason="long " * 10_000)
+    reporter.finished(context.new(), outcome)
+    with pytest.raises(JournalUnavailable):
+        journal.finish(outcome)
+    assert line.methods() == [], (
+        "told before it is written down, it would be undone by the next start"
+    )
+    _bound_pages(journal, pages)
+    wait_for(lambda: line.methods() == ["job_finished"])
+    wait_for(lambda: journal.unconfirmed() == [])
+
+
+def _bound_pages(journal: Journal, count: int) -> int:
+    """Let the journal's file be so large and no larger; return the bound before."""
+    (before,) = journal._db.execute("PRAGMA max_page_count").fetchone()
+    journal._db.execute(f"PRAGMA max_page_count = {count}")
+    return int(before)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from api_service.store.records import Job
 from common import context
 from common.messages import JobAdjust, JobCancel, SnapshotOptions, SnapshotRequest
@@ -13,8 +15,11 @@ from common.wire import Message
 class AgentClient:
     """Casts jobs to the agent of their host."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(
+        self, client: Client, clock_offset_s: Callable[[str], float] = lambda _host: 0.0
+    ) -> None:
         self._client = client
+        self._clock_offset_s = clock_offset_s
 
     def snapshot(self, job: Job) -> None:
         """Cast a snapshot job.
@@ -26,7 +31,8 @@ class AgentClient:
             instance=job.instance,
             image_id=job.image_id,
             job_id=job.id,
-            deadline=job.deadline_at.timestamp(),
+            # The agent looks at its own clock.
+            deadline=job.deadline_at.timestamp() + self._clock_offset_s(job.host),
             options=SnapshotOptions.from_wire(job.options),
         )
         self._cast(job, "snapshot_instance", request)

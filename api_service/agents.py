@@ -14,6 +14,8 @@ from common.messages import RPC_VERSION
 #: Between an agent's word that it has a job and the first list that must name it.
 _LIST_MARGIN = dt.timedelta(seconds=10)
 _LISTS = 2
+#: A heartbeat may be on its way for so long.
+_CLOCKS_AGREE_S = 10.0
 
 
 class Agents:
@@ -25,7 +27,8 @@ class Agents:
 
     def is_up(self, agent: Agent) -> bool:
         """Tell whether the agent was heard of lately."""
-        return clock.now() - agent.last_seen_at <= self._down_after
+        # Ahead of now it lies only where our clock was put back.
+        return abs(clock.now() - agent.last_seen_at) <= self._down_after
 
     def all(self) -> list[Agent]:
         """Return every agent ever seen."""
@@ -38,6 +41,12 @@ class Agents:
     def live(self) -> dict[str, Agent]:
         """Return the agents that are up, by host."""
         return {agent.host: agent for agent in self.all() if self.is_up(agent)}
+
+    def clock_offset_s(self, host: str) -> float:
+        """Return how far a host's clock is ahead of ours; 0 where that is not known, or little."""
+        agent = self._inventory.agent(host)
+        offset_s = agent.clock_offset_s if agent and agent.clock_offset_s else 0.0
+        return offset_s if abs(offset_s) > _CLOCKS_AGREE_S else 0.0
 
     def require_up(self, host: str) -> None:
         """Raise AgentUnavailable, in a tenant's words, unless the host's agent can take a job."""

@@ -107,7 +107,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
     images = ImageService(conf.glance.settings(settings))
     transport = rpc.Transport(settings)
     client = transport.client(topic=COMPUTE_TOPIC, version=RPC_VERSION, timeout_s=_RPC_TIMEOUT_S)
-    dispatcher = Dispatcher(ledger, AgentClient(client))
+    dispatcher = Dispatcher(ledger, AgentClient(client, agents.clock_offset_s))
     services = Services(
         authorizer=Authorizer(settings),
         inventory=inventory,

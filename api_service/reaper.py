@@ -38,6 +38,8 @@ LOG = logging.getLogger(__name__)
 _LEASE_ROUNDS = 3
 #: What agents said while no API ran waits in the queue: so long no silence means anything.
 _GRACE_S = 30.0
+#: A wall clock that has moved by more than that beside the monotonic one was set.
+_CLOCK_SET_S = 5.0
 
 _WITH_DATA = frozenset({"active", "deactivated"})
 _GONE = "the compute agent of the instance's host has been down for too long"
@@ -74,6 +76,7 @@ class Reaper:
         self._grace_s = grace_s
         self._judges_from = time.monotonic() + grace_s
         self._judges = False
+        self._ahead_s = clock.epoch_s() - time.monotonic()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
 
@@ -128,7 +131,15 @@ class Reaper:
             self._stopping.wait(self._interval.total_seconds())
 
     def _may_judge(self) -> bool:
-        """Tell whether the reports that waited for this process's start have been read."""
+        """Tell whether the reports that waited for this process's start have been read.
+
+        After our clock was set, wait anew: until they report again, all agents seem silent.
+        """
+        ahead_s = clock.epoch_s() - time.monotonic()
+        if abs(ahead_s - self._ahead_s) > _CLOCK_SET_S:
+            LOG.warning("The clock of this host was set by %+.0f s", ahead_s - self._ahead_s)
+            self._judges, self._judges_from = False, time.monotonic() + self._grace_s
+        self._ahead_s = ahead_s
         if not self._judges:
             if not self._is_consuming():
                 self._judges_from = time.monotonic() + self._grace_s

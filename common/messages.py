@@ -27,7 +27,7 @@ RPC_VERSION = "1.2"
 HISTORY = {
     "1.0": "snapshot_instance; host_report, job_accepted, job_progress, job_finished",
     "1.1": "cancel_job, adjust_job; more options of a snapshot, an image for each disk",
-    "1.2": "host_report says which agent speaks, and answers whether it may",
+    "1.2": "host_report says which agent speaks, and is a call: it answers whether it may",
 }
 
 
@@ -297,6 +297,8 @@ class HostReport(Message):
     rpc_version: str = RPC_VERSION
     started_at: float
     at: float
+    #: The broker drops the report when it is so old; None: it may have waited for ever.
+    expires_s: float | None = None
     hypervisor: Hypervisor | None = None
     instances: tuple[InstanceRecord, ...] | None = None
     #: Jobs that the agent's journal holds open or whose outcome the API has not confirmed; goes

@@ -150,7 +150,7 @@ class Transport:
             serializer=_ContextSerializer(),
             transport_options=oslo_messaging.TransportOptions(at_least_once=True),
         )
-        return Client(client, topic, self.require_broker)
+        return Client(client, topic, self.require_broker, timeout_s)
 
     def close(self) -> None:
         """Close every connection of the pool."""
@@ -160,8 +160,12 @@ class Transport:
 class Client:
     """Casts and calls with every wait bounded and every failure typed."""
 
-    def __init__(self, client: Any, topic: str, require_broker: Callable[[], None]) -> None:
+    def __init__(
+        self, client: Any, topic: str, require_broker: Callable[[], None], timeout_s: float
+    ) -> None:
         self._client = client
+        #: How long a call waits for its answer, and for somebody to take it.
+        self.timeout_s = timeout_s
         self._topic = topic
         self._require_broker = require_broker
         #: Nothing was sent yet, or the broker was away: look before sending.

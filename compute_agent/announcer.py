@@ -3,8 +3,9 @@
 
 The complete list of instances goes out at start, soon after any libvirt event
 and every few heartbeats; the heartbeats between say only that the agent lives.
-The API answers the complete ones: it takes the reports of one agent for each
-host name, and another that was given the same name must end.
+The API answers each: it takes the reports of one agent for each host name, and
+another that was given the same name must end. One that nobody answers in time is
+dropped by the broker, so that no old one tells of life.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Announcer:
         Raises ConfigurationError if not; an API that does not answer is asked again later.
         """
         try:
-            self._send(self._report(complete=False), answered=True)
+            self._send(self._report(complete=False))
         except ConfigurationError:
             raise
         except StillframeError as error:
@@ -121,7 +122,7 @@ class Announcer:
     def _announce(self, *, complete: bool) -> bool:
         try:
             report = self._report(complete=complete)
-            self._send(report, answered=complete)
+            self._send(report)
         except ConfigurationError:
             raise
         except StillframeError as error:
@@ -141,14 +142,14 @@ class Announcer:
             release=distribution.version("stillframe"),
             started_at=self._started_at,
             at=clock.epoch_s(),
+            expires_s=self._client.timeout_s,
             hypervisor=self._hypervisor.info() if complete else None,
             instances=self._instances() if complete else None,
             open_jobs=self._open_jobs() if complete else None,
         )
 
-    def _send(self, report: HostReport, *, answered: bool) -> None:
-        send = self._client.call if answered else self._client.cast
-        answer = send(context.new(), "host_report", report=report.to_wire())
+    def _send(self, report: HostReport) -> None:
+        answer = self._client.call(context.new(), "host_report", report=report.to_wire())
         # An older API answers nothing, and takes everything.
         if answer and not ReportTaken.from_wire(answer).taken:
             raise ConfigurationError(f"the API refuses this agent: {answer['reason']}")

@@ -61,10 +61,7 @@ class Inventory:
         Raises HostNameTaken if another agent reports under that host name and, by
         `is_up`, still lives.
         """
-        # When it was sent, not when it came: heartbeats that waited while the API was
-        # stopped say nothing of now. A clock that runs ahead must not count for more,
-        # nor outdo what other hosts say later of an instance that has moved.
-        at = min(clock.now(), clock.from_epoch(report.at))
+        at = _time_of(report)
         with self._database.write() as session:
             is_new = _take_agent(session, report, at, is_up)
             if report.instances is not None:
@@ -163,6 +160,21 @@ def _after(marker: InstanceRow) -> ColumnElement[bool]:
     )
 
 
+def _time_of(report: HostReport) -> dt.datetime:
+    """Return when a report was sent, by our clock, as far as that can be told.
+
+    When it was sent, not when it came: what waited while the API was stopped says
+    nothing of now. A host whose clock runs ahead must not count for more, nor outdo
+    what others say later of an instance that has moved; one whose clock is behind
+    is no less alive, and of what expires it is known that it is fresh.
+    """
+    now: dt.datetime = clock.now()
+    sent = min(now, clock.from_epoch(report.at))
+    if report.expires_s is None:
+        return sent
+    return max(sent, now - dt.timedelta(seconds=report.expires_s))
+
+
 def _take_agent(
     session: Session, report: HostReport, at: dt.datetime, is_up: Callable[[Agent], bool]
 ) -> bool:
@@ -179,7 +191,9 @@ def _take_agent(
     row.agent_id = report.agent_id
     row.release, row.rpc_version = report.release, report.rpc_version
     row.started_at = clock.from_epoch(report.started_at)
-    row.last_seen_at = at if is_new else max(row.last_seen_at, at)
+    # What lies ahead of now was written before our own clock was put back.
+    row.last_seen_at = at if is_new else min(max(row.last_seen_at, at), clock.now())
+    row.clock_offset_s = report.at - clock.epoch_s() if report.expires_s else None
     if report.hypervisor is not None:
         row.hypervisor = report.hypervisor.to_wire()
     if report.instances is not None or report.open_jobs is not None:
@@ -249,7 +263,7 @@ def _take_instance(
         )
         session.add(row)
         return row
-    if at < row.reported_at:
+    if at < row.reported_at <= now:
         return row  # a newer report overtook this one
     if _is_paused_by_job(row, announced):
         del values["power_state"], values["vm_state"]
@@ -276,7 +290,7 @@ def _bury_missing(session: Session, report: HostReport, at: dt.datetime) -> None
         .where(
             InstanceRow.host == report.host,
             InstanceRow.deleted_at.is_(None),
-            InstanceRow.reported_at <= at,
+            or_(InstanceRow.reported_at <= at, InstanceRow.reported_at > now),
             InstanceRow.uuid.not_in(present),
         )
         .values(deleted_at=now, updated_at=now, reported_at=at)

@@ -88,6 +88,8 @@ class AgentRow(Base):
     started_at: Mapped[dt.datetime]
     first_seen_at: Mapped[dt.datetime]
     last_seen_at: Mapped[dt.datetime]
+    #: Seconds that its host's clock is ahead of ours; None: it does not tell.
+    clock_offset_s: Mapped[float | None] = mapped_column(Float)
     hypervisor: Mapped[dict[str, Any] | None]
     #: The two newest complete lists of its open jobs, the older one first: `jobs`, `at` (its own
     #: time) and `taken_at` (ours). None: this agent sends none.

@@ -33,6 +33,7 @@ class Agent:
     started_at: dt.datetime
     first_seen_at: dt.datetime
     last_seen_at: dt.datetime
+    clock_offset_s: float | None
     hypervisor: Hypervisor | None
     #: The two newest lists at the most; none of an agent that sends none.
     open_jobs: tuple[OpenJobs, ...]

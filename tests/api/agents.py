@@ -51,6 +51,7 @@ def heartbeat(
     at: float | None = None,
     open_jobs: tuple[str, ...] | None = None,
     agent_id: str | None = None,
+    expires_s: float | None = None,
 ) -> dict[str, Any]:
     """Return a host_report as it stands on the wire."""
     hypervisor = Hypervisor(
@@ -65,6 +66,7 @@ def heartbeat(
         instances=instances if complete else None,
         open_jobs=open_jobs,
         agent_id=agent_id,
+        expires_s=expires_s,
     )
     return report.to_wire()
 

@@ -132,7 +132,8 @@ class Cloud:
         self.agents = Agents(self.inventory, DOWN_AFTER_S)
         self.images = images
         self.casts = casts
-        self.dispatcher = ShownDispatcher(self.ledger, AgentClient(casts))  # type: ignore[arg-type]
+        client = AgentClient(casts, self.agents.clock_offset_s)  # type: ignore[arg-type]
+        self.dispatcher = ShownDispatcher(self.ledger, client)
         self.dispatcher.casts = casts
         self.status = StatusEndpoint(self.ledger, self.inventory, self.agents)
         self.reaper = self.make_reaper()

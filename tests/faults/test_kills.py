@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,8 @@ def test_a_fault_at_any_instant_leaves_a_guest_that_runs_and_an_image_that_is_wh
     running.wait_for_agent()
     told: list[Told] = []
     kills: int = request.config.getoption("--kills")
-    for number, name in enumerate(drawn(dice, kills)):
+    names = request.config.getoption("--fault") or list(FAULTS)
+    for number, name in enumerate(drawn(dice, names, kills)):
         method, after_s = dice.choice(METHODS), dice.uniform(0.0, UPLOAD_S)
         heals_after_s = dice.choice(FAULTS[name].heals_after_s)
         where = (
@@ -50,19 +52,18 @@ def test_a_fault_at_any_instant_leaves_a_guest_that_runs_and_an_image_that_is_wh
         print(where, flush=True)  # with -s it can be followed
         agent_options("method = auto" if method == "offline" else f"method = {method}")
         scene = Scene(cloud, guests.get(method, running))
-        told.append(happen(scene, name, method, after_s, heals_after_s, tmp_path, where))
+        with logs_told(cloud):
+            told.append(happen(scene, name, method, after_s, heals_after_s, tmp_path, where))
         if request.config.getoption("--table"):
             request.config.getoption("--table").write_text(table(told, seed))
 
 
-def drawn(dice: random.Random, count: int) -> list[str]:
-    """Return names of faults: each once before any comes again."""
-    names: list[str] = []
-    while len(names) < count:
-        more = list(FAULTS)
-        dice.shuffle(more)
-        names += more
-    return names[:count]
+def drawn(dice: random.Random, names: list[str], count: int) -> list[str]:
+    """Return so many faults: each once before any comes again."""
+    chosen: list[str] = []
+    while len(chosen) < count:
+        chosen += dice.sample(names, len(names))
+    return chosen[:count]
 
 
 def happen(
@@ -98,6 +99,22 @@ def happen(
     checks.assert_told(asked, where)
     job = asked.job()
     return Told(name, method, job["state"], job["reason_code"] or "", recovered_s)
+
+
+@contextlib.contextmanager
+def logs_told(cloud: Cloud) -> Iterator[None]:
+    """Print what both daemons logged meanwhile, if something does not hold."""
+    logs = [cloud.log_directory / name for name in ("n-api.log", "n-cpu.log")]
+    before = {log: log.stat().st_size for log in logs}
+    try:
+        yield
+    except BaseException:
+        for log in logs:
+            with log.open() as lines:
+                lines.seek(before[log])
+                told = "".join(line for line in lines if ' "GET /' not in line)
+            print(f"--- {log.name}\n{told}", flush=True)
+        raise
 
 
 def is_running(fault: Fault, guest: Guest) -> bool:

@@ -154,7 +154,7 @@ class Sender:
 def test_a_client_in_doubt_looks_for_the_broker_before_it_sends() -> None:
     looks: list[bool] = []
     sender = Sender()
-    client = rpc.Client(sender, "topic", lambda: looks.append(True))
+    client = rpc.Client(sender, "topic", lambda: looks.append(True), 1.0)
     client.cast(None, "one")  # type: ignore[arg-type]
     client.cast(None, "two")  # type: ignore[arg-type]
     assert (sender.sent, len(looks)) == (["one", "two"], 1)

@@ -17,19 +17,17 @@ from tests.unit.compute_agent.conftest import wait_for
 class Api:
     """Answers reports as it is told to, and keeps them."""
 
+    timeout_s = 5.0
+
     def __init__(self) -> None:
         self.answer: Any = ReportTaken(taken=True).to_wire()
         self.calls: list[dict[str, Any]] = []
-        self.casts: list[dict[str, Any]] = []
 
     def call(self, _context: object, _method: str, *, report: dict[str, Any]) -> Any:
         self.calls.append(report)
         if isinstance(self.answer, StillframeError):
             raise self.answer
         return self.answer
-
-    def cast(self, _context: object, _method: str, *, report: dict[str, Any]) -> None:
-        self.casts.append(report)
 
 
 class Host:
@@ -86,9 +84,13 @@ def test_an_agent_that_is_refused_later_is_told_so(api: Api, announcer: Announce
     refusals: list[ConfigurationError] = []
     announcer.on_refused = refusals.append
     announcer.start()
-    wait_for(lambda: len(api.casts) > 2)
+    wait_for(lambda: len(api.calls) > 2)
     assert refusals == []
     api.answer = REFUSED
     wait_for(lambda: refusals != [])
     announcer.stop(time.monotonic() + 5)
-    assert all(report["instances"] is None for report in api.casts), "the API answers lists"
+
+
+def test_a_heartbeat_says_for_how_long_it_is_true(api: Api, announcer: Announcer) -> None:
+    announcer.claim_host()
+    assert api.calls[0]["expires_s"] == api.timeout_s

@@ -17,7 +17,11 @@ from tests.functional.snapshots import Asked, ask
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest, GuestWish
 
-METHODS = ("backup", "overlay", "offline")
+METHODS = (
+    "backup",
+    pytest.param("overlay", marks=pytest.mark.long),
+    pytest.param("offline", marks=pytest.mark.long),
+)
 _LOOK_S = 0.0005
 _STEP_TIMEOUT_S = 60.0
 

@@ -43,7 +43,7 @@ class Clock:
         return {"LD_PRELOAD": str(self._library), "CLOCK_OFFSET_FILE": str(self._offset)}
 
 
-@pytest.fixture(params=["agent", "api"])
+@pytest.fixture(params=["agent", pytest.param("api", marks=pytest.mark.long)])
 def clock(
     request: pytest.FixtureRequest, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Clock]:

@@ -7,8 +7,16 @@ from collections.abc import Callable
 
 from api_service.store.records import Job
 from common import context
-from common.messages import JobAdjust, JobCancel, SnapshotOptions, SnapshotRequest
+from common.messages import (
+    JobAdjust,
+    JobCancel,
+    JobRequest,
+    PowerRequest,
+    SnapshotOptions,
+    SnapshotRequest,
+)
 from common.rpc import Client
+from common.states import POWER_KINDS
 from common.wire import Message
 
 
@@ -21,31 +29,40 @@ class AgentClient:
         self._client = client
         self._clock_offset_s = clock_offset_s
 
-    def snapshot(self, job: Job) -> None:
-        """Cast a snapshot job.
+    def start(self, job: Job) -> None:
+        """Cast a job to the agent that shall do it.
 
         Raises AgentUnavailable if its host has no queue, BrokerUnavailable if
         the broker cannot be reached.
         """
-        request = SnapshotRequest(
-            instance=job.instance,
-            image_id=job.image_id,
-            job_id=job.id,
-            # The agent looks at its own clock.
-            deadline=job.deadline_at.timestamp() + self._clock_offset_s(job.host),
-            options=SnapshotOptions.from_wire(job.options),
-        )
-        self._cast(job, "snapshot_instance", request)
+        # The agent looks at its own clock.
+        deadline = job.deadline_at.timestamp() + self._clock_offset_s(job.host)
+        self._cast(job, f"{job.kind}_instance", _request(job, deadline))
 
     def cancel(self, job: Job) -> None:
-        """Cast that a job shall end; raises as `snapshot`."""
+        """Cast that a job shall end; raises as `start`."""
         self._cast(job, "cancel_job", JobCancel(job_id=job.id))
 
     def adjust(self, job: Job) -> None:
-        """Cast a job's own limit; raises as `snapshot`."""
+        """Cast a job's own limit; raises as `start`."""
         limit = job.options.get("bandwidth_limit") or 0
         self._cast(job, "adjust_job", JobAdjust(job_id=job.id, bandwidth_limit=limit))
 
     def _cast(self, job: Job, method: str, message: Message) -> None:
         caller = context.from_wire(job.context, job.instance_uuid)
         self._client.cast(caller, method, host=job.host, **message.to_wire())
+
+
+def _request(job: Job, deadline: float) -> JobRequest:
+    """Return what the agent is asked for; the options are those of the job's kind."""
+    if job.kind in POWER_KINDS:
+        return PowerRequest(
+            kind=job.kind, instance=job.instance, job_id=job.id, deadline=deadline, **job.options
+        )
+    return SnapshotRequest(
+        instance=job.instance,
+        image_id=job.image_id,
+        job_id=job.id,
+        deadline=deadline,
+        options=SnapshotOptions.from_wire(job.options),
+    )

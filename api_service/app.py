@@ -25,6 +25,7 @@ from api_service.agent_client import AgentClient
 from api_service.agents import Agents
 from api_service.dispatcher import Dispatcher
 from api_service.policies import Authorizer
+from api_service.powers import Powers
 from api_service.resources.actions import ServerAction
 from api_service.resources.flavors import Flavors, FlavorsDetail, FlavorShow
 from api_service.resources.operations import ComputeServices, Job, Jobs
@@ -41,6 +42,7 @@ from api_service.snapshots import Snapshots
 from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
+from api_service.store.overrides import Overrides
 from common import broker, conf, rpc
 from common.errors import StillframeError
 from common.glance import ImageService
@@ -117,6 +119,12 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
             ledger=ledger,
             agents=agents,
             images=images,
+            accept_timeout_s=settings.api.job_accept_timeout,
+        ),
+        powers=Powers(
+            ledger=ledger,
+            overrides=Overrides(database),
+            agents=agents,
             accept_timeout_s=settings.api.job_accept_timeout,
         ),
         dispatcher=dispatcher,

@@ -53,7 +53,7 @@ class Dispatcher:
             return self._try(job, self._agent_client.cancel)
         if job.state is not JobState.PENDING or not job.castable:
             return True
-        done = self._try(job, self._agent_client.snapshot)
+        done = self._try(job, self._agent_client.start)
         if done:
             self._ledger.was_cast(job.id)
             with _bound(job):

@@ -53,6 +53,7 @@ FAULTS: dict[type[Exception], Fault] = {
     api.VersionUnsupported: Fault(status=406, name="computeFault"),
     api.LengthRequired: Fault(status=411, name="computeFault"),
     api.Conflict: CONFLICT,
+    api.HostNameTaken: CONFLICT,
     api.RequestTooLarge: Fault(status=413, name="overLimit"),
     common.ConfigurationError: UNAVAILABLE,
     common.MalformedMessage: BAD_REQUEST,

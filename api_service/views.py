@@ -87,7 +87,9 @@ def server(instance: Instance, viewer: Viewer, *, show: bool) -> dict[str, Any]:
         body["fault"] = {
             "code": 500,
             "created": _time(instance.updated_at),
-            "message": "The guest has crashed.",
+            "message": "An administrator holds the instance to be broken."
+            if instance.in_error
+            else "The guest has crashed.",
         }
     for since, until, for_whom, only_show, make in _KEYS:
         applies = since <= viewer.version <= until and for_whom(viewer)
@@ -155,7 +157,7 @@ def job(job_: Job) -> dict[str, Any]:
         "instance_uuid": job_.instance_uuid,
         "project_id": job_.project_id,
         "user_id": job_.user_id,
-        "image_id": job_.image_id,
+        "image_id": job_.image_id or None,
         "step": job_.step,
         "progress": job_.bytes_done * 100 // job_.bytes_total if job_.bytes_total else 0,
         "bytes_done": job_.bytes_done,
@@ -266,6 +268,14 @@ def _extended_attributes(instance: Instance, _viewer: Viewer) -> dict[str, Any]:
     }
 
 
+def _locked(instance: Instance, _viewer: Viewer) -> dict[str, Any]:
+    return {"locked": instance.locked_by is not None}
+
+
+def _locked_reason(instance: Instance, _viewer: Viewer) -> dict[str, Any]:
+    return {"locked_reason": instance.locked_reason}
+
+
 def _host_status(instance: Instance, viewer: Viewer) -> dict[str, Any]:
     return {"host_status": "UP" if instance.host in viewer.live_hosts else "UNKNOWN"}
 
@@ -292,13 +302,13 @@ _KEYS: tuple[tuple[Version, Version, Callable[[Viewer], bool], bool, Make], ...]
     (Version(2, 47), MAXIMUM, _everybody, False, _flavor_embedded),
     (MINIMUM, MAXIMUM, _who_sees_hosts, False, _where_it_runs),
     (Version(2, 3), MAXIMUM, _who_sees_hosts, False, _extended_attributes),
-    (Version(2, 9), MAXIMUM, _everybody, False, _constant(locked=False)),
+    (Version(2, 9), MAXIMUM, _everybody, False, _locked),
     (Version(2, 16), MAXIMUM, _admins, False, _host_status),
     (Version(2, 19), MAXIMUM, _everybody, False, _constant(description=None)),
     (Version(2, 26), MAXIMUM, _everybody, False, _constant(tags=[])),
     (Version(2, 63), MAXIMUM, _everybody, False, _constant(trusted_image_certificates=None)),
     (Version(2, 71), MAXIMUM, _everybody, True, _constant(server_groups=[])),
-    (Version(2, 73), MAXIMUM, _everybody, False, _constant(locked_reason=None)),
+    (Version(2, 73), MAXIMUM, _everybody, False, _locked_reason),
     (
         Version(2, 90),
         MAXIMUM,

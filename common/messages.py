@@ -12,7 +12,7 @@ import typing
 import uuid
 
 from common.errors import MalformedMessage
-from common.states import ENDED, JobKind, JobState, PowerState
+from common.states import ENDED, IMAGE_KINDS, JobKind, JobState, PowerState
 from common.wire import Message
 
 #: The agents' topic (server = host) and the API's.
@@ -27,7 +27,10 @@ RPC_VERSION = "1.2"
 HISTORY = {
     "1.0": "snapshot_instance; host_report, job_accepted, job_progress, job_finished",
     "1.1": "cancel_job, adjust_job; more options of a snapshot, an image for each disk",
-    "1.2": "host_report says which agent speaks, and is a call: it answers whether it may",
+    "1.2": (
+        "host_report says which agent speaks, and is a call: it answers whether it may;"
+        " pause_instance, unpause_instance, start_instance, stop_instance, reboot_instance"
+    ),
 }
 
 
@@ -86,6 +89,8 @@ class SnapshotRequest(Message):
 
     instance: InstanceRef
     image_id: str
+    kind: typing.ClassVar[JobKind] = JobKind.SNAPSHOT
+
     job_id: str = ""
     deadline: float | None = None
     options: SnapshotOptions = dataclasses.field(default_factory=SnapshotOptions)
@@ -98,6 +103,49 @@ class SnapshotRequest(Message):
         else:
             derived = uuid.uuid5(uuid.UUID(self.image_id), "stillframe-job")
             object.__setattr__(self, "job_id", str(derived))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PowerRequest(Message):
+    """Arguments of `pause_instance`, `unpause_instance`, `start_instance` and the like.
+
+    `kind` is the method's and does not stand on the wire of a cast. Without a
+    `job_id` each cast is a job of its own.
+    """
+
+    CHOICES: typing.ClassVar[tuple[str, ...]] = ("SOFT", "HARD")
+
+    kind: JobKind
+    instance: InstanceRef
+    job_id: str = ""
+    deadline: float | None = None
+    #: "SOFT": the guest shuts down by itself, if it does in time; "HARD": its power is cut.
+    reboot_type: str = "SOFT"
+    #: The guest may shut down by itself before its power is cut.
+    clean_shutdown: bool = True
+
+    #: It makes none.
+    image_id: typing.ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        _require_uuid("instance.uuid", self.instance.uuid)
+        if self.reboot_type not in self.CHOICES:
+            raise MalformedMessage(f"reboot_type must be SOFT or HARD, not {self.reboot_type!r}")
+        if self.job_id:
+            _require_uuid("job_id", self.job_id)
+        else:
+            object.__setattr__(self, "job_id", str(uuid.uuid4()))
+
+
+#: What an agent can be asked for.
+JobRequest = SnapshotRequest | PowerRequest
+
+
+def request_from_wire(kind: JobKind, wire: typing.Mapping[str, object]) -> JobRequest:
+    """Rebuild a request of that kind; raise MalformedMessage naming the field that does not fit."""
+    if kind in IMAGE_KINDS:
+        return SnapshotRequest.from_wire(wire)
+    return PowerRequest.from_wire({**wire, "kind": kind})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,13 +266,15 @@ class JobOutcome(Message):
     #: One for each disk, the root disk's first; `image_id`, `size_bytes` and `sha512` are its.
     images: tuple[DiskImage, ...] = ()
     steps: tuple[StepTime, ...] = ()
+    #: What the guest is doing now, where the job was to change that.
+    power_state: PowerState | None = None
     accepted_at: float
     finished_at: float
 
     def __post_init__(self) -> None:
         if self.state not in ENDED:
             raise MalformedMessage(f"JobOutcome.state must be an end, not {str(self.state)!r}")
-        if self.state is JobState.DONE:
+        if self.state is JobState.DONE and self.kind in IMAGE_KINDS:
             _require_uuid("JobOutcome.image_id", self.image_id)
 
 

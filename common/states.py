@@ -22,6 +22,12 @@ class TaskState(enum.StrEnum):
     REBUILDING = "rebuilding"
     REBUILD_BLOCK_DEVICE_MAPPING = "rebuild_block_device_mapping"
     REBUILD_SPAWNING = "rebuild_spawning"
+    PAUSING = "pausing"
+    UNPAUSING = "unpausing"
+    POWERING_OFF = "powering-off"
+    POWERING_ON = "powering-on"
+    REBOOTING = "rebooting"
+    REBOOTING_HARD = "rebooting_hard"
 
 
 class VmState(enum.StrEnum):
@@ -63,6 +69,34 @@ class JobKind(enum.StrEnum):
     """What was asked for."""
 
     SNAPSHOT = "snapshot"
+    PAUSE = "pause"
+    UNPAUSE = "unpause"
+    START = "start"
+    STOP = "stop"
+    REBOOT = "reboot"
+
+
+#: What makes an image; the others leave a job's image ids empty.
+IMAGE_KINDS = frozenset({JobKind.SNAPSHOT})
+#: What only changes the power state.
+POWER_KINDS = frozenset(JobKind) - IMAGE_KINDS
+
+#: What an instance is first shown to be at.
+FIRST_TASK_STATE: dict[JobKind, TaskState] = {
+    JobKind.SNAPSHOT: TaskState.IMAGE_SNAPSHOT_PENDING,
+    JobKind.PAUSE: TaskState.PAUSING,
+    JobKind.UNPAUSE: TaskState.UNPAUSING,
+    JobKind.START: TaskState.POWERING_ON,
+    JobKind.STOP: TaskState.POWERING_OFF,
+    JobKind.REBOOT: TaskState.REBOOTING,
+}
+
+
+class LockedBy(enum.StrEnum):
+    """Who locked an instance (Nova's words); only administrators unlock what one of them did."""
+
+    OWNER = "owner"
+    ADMIN = "admin"
 
 
 class JobState(enum.StrEnum):

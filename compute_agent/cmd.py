@@ -20,6 +20,7 @@ from common import conf, daemon, log, rpc
 from common.errors import ConfigurationError, StillframeError
 from common.glance import ImageService
 from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
+from common.states import POWER_KINDS, JobKind
 from compute_agent import release, snapshot
 from compute_agent.announcer import Announcer
 from compute_agent.capture.workspace import Directories
@@ -29,6 +30,7 @@ from compute_agent.guest.metadata import Owner
 from compute_agent.increments import Increments
 from compute_agent.jobs import Jobs
 from compute_agent.journal import Journal
+from compute_agent.power import Powers
 from compute_agent.recovery import Recovery
 from compute_agent.reporter import Reporter
 from compute_agent.sentinel import Sentinel
@@ -88,8 +90,9 @@ class Agent:
             settings=_snapshot_settings(settings),
         )
         self.pipeline = snapshot.Pipeline(tools)
+        self.powers = Powers(tools, shutdown_timeout_s=settings.shutdown_timeout)
         self.jobs = jobs = Jobs(
-            self.pipeline.run,
+            {JobKind.SNAPSHOT: self.pipeline.run} | dict.fromkeys(POWER_KINDS, self.powers.run),
             host=settings.host,
             limit=settings.max_concurrent_snapshots,
             reports=self.reporter,
@@ -141,13 +144,14 @@ class Agent:
         rate_bytes_s = settings.capture.bandwidth_limit * _MB
         progress_s, report_s = settings.agent.progress_interval, settings.report_interval
         max_increments = settings.capture.max_increments
-        snapshots = _snapshot_settings(settings)
+        snapshots, shutdown_s = _snapshot_settings(settings), settings.shutdown_timeout
         oslo_log.setup(settings, "stillframe")
         self.throttle.set_rate(rate_bytes_s)
         self.reporter.progress_interval_s = progress_s
         self.announcer.interval_s = report_s
         self.increments.max_length = max_increments
         self.pipeline.use(snapshots)
+        self.powers.shutdown_timeout_s = shutdown_s
 
 
 def _only_agent_of(state_path: Path, host: str) -> IO[str]:

@@ -28,7 +28,8 @@ from common.messages import (
     JobAdjust,
     JobCancel,
     JobOutcome,
-    SnapshotRequest,
+    JobRequest,
+    request_from_wire,
 )
 from common.states import JobKind, JobState
 from common.wire import Message
@@ -37,6 +38,9 @@ from compute_agent.journal import Journal, JournalUnavailable
 from compute_agent.reporter import Reporter
 
 LOG = logging.getLogger(__name__)
+
+#: What a method that makes a job makes one of.
+_KINDS = {f"{kind}_instance": kind for kind in JobKind}
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -52,11 +56,16 @@ class Endpoint:
 
     def snapshot_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
         """Take a snapshot of `instance` into the image `image_id` (see SnapshotRequest)."""
+        self._take(caller, JobKind.SNAPSHOT, arguments)
+
+    def _take(
+        self, caller: context.RequestContext, kind: JobKind, arguments: Mapping[str, Any]
+    ) -> None:
         try:
-            request = SnapshotRequest.from_wire(arguments)
+            request = request_from_wire(kind, arguments)
         except MalformedMessage as error:
-            LOG.error("Refused a malformed snapshot_instance: %s", error)
-            self._refuse(caller, arguments, error)
+            LOG.error("Refused a malformed request (%s): %s", kind, error)
+            self._refuse(caller, kind, arguments, error)
             return
         caller.resource_uuid = request.instance.uuid
         with context.bound(caller):
@@ -65,6 +74,26 @@ class Endpoint:
             except JournalUnavailable:
                 # Neither refused nor promised: the API casts it again until its deadline.
                 LOG.warning("Job %s cannot be accepted now", request.job_id)
+
+    def pause_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Stop the vCPUs of `instance` (see PowerRequest)."""
+        self._take(caller, JobKind.PAUSE, arguments)
+
+    def unpause_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Let the vCPUs of `instance` run on."""
+        self._take(caller, JobKind.UNPAUSE, arguments)
+
+    def start_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Switch `instance` on."""
+        self._take(caller, JobKind.START, arguments)
+
+    def stop_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Switch `instance` off; with `clean_shutdown` it may shut down by itself first."""
+        self._take(caller, JobKind.STOP, arguments)
+
+    def reboot_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Switch `instance` off and on again, as `reboot_type` says."""
+        self._take(caller, JobKind.REBOOT, arguments)
 
     def cancel_job(self, _caller: context.RequestContext, **arguments: Any) -> None:
         """End a job soon and undo what it did (see JobCancel); its outcome is reported."""
@@ -86,7 +115,8 @@ class Endpoint:
     ) -> None:
         """Answer a message of another major version, or an unknown method."""
         error = UnsupportedRpcVersion(f"this compute agent does not speak this request: {why}")
-        self._refuse(context.from_wire(caller), message.get("args") or {}, error)
+        kind = _KINDS.get(str(message.get("method")), JobKind.SNAPSHOT)
+        self._refuse(context.from_wire(caller), kind, message.get("args") or {}, error)
 
     def _read(self, kind: type[AnyMessage], arguments: Mapping[str, Any]) -> AnyMessage | None:
         try:
@@ -95,12 +125,12 @@ class Endpoint:
             LOG.error("Refused a malformed message: %s", error)
             return None
 
-    def _accept(self, caller: context.RequestContext, request: SnapshotRequest) -> None:
+    def _accept(self, caller: context.RequestContext, request: JobRequest) -> None:
         is_late = request.deadline is not None and request.deadline < clock.epoch_s()
         if is_late and self._journal.find(request.job_id) is None:
             error = DeadlinePassed("the request reached the compute agent after its deadline")
             LOG.error("Refused job %s: %s", request.job_id, error)
-            self._refuse(caller, request.to_wire(), error)
+            self._refuse(caller, request.kind, request.to_wire(), error)
             return
         if not self._journal.accept(request, {**caller.to_dict(), "auth_token": None}):
             LOG.info(
@@ -109,9 +139,10 @@ class Endpoint:
             self._acknowledge(caller, request)
             return
         LOG.info(
-            "Accepted job %s: snapshot to image %s, asked by user %s of project %s",
+            "Accepted job %s: %s%s, asked by user %s of project %s",
             request.job_id,
-            request.image_id,
+            request.kind,
+            f" to image {request.image_id}" if request.image_id else "",
             caller.user_id,
             caller.project_id,
         )
@@ -120,10 +151,10 @@ class Endpoint:
         if entry is not None:
             self._jobs.submit(entry)
 
-    def _acknowledge(self, caller: context.RequestContext, request: SnapshotRequest) -> None:
+    def _acknowledge(self, caller: context.RequestContext, request: JobRequest) -> None:
         message = JobAccepted(
             job_id=request.job_id,
-            kind=JobKind.SNAPSHOT,
+            kind=request.kind,
             host=self._host,
             instance=request.instance,
             image_id=request.image_id,
@@ -132,7 +163,11 @@ class Endpoint:
         self._reporter.accepted(caller, message)
 
     def _refuse(
-        self, caller: context.RequestContext, arguments: Mapping[str, Any], error: StillframeError
+        self,
+        caller: context.RequestContext,
+        kind: JobKind,
+        arguments: Mapping[str, Any],
+        error: StillframeError,
     ) -> None:
         """Report an outcome for a request that never becomes a job, if it names one."""
         job_id = arguments.get("job_id")
@@ -142,7 +177,7 @@ class Endpoint:
         instance_uuid = instance.get("uuid") if isinstance(instance, Mapping) else None
         outcome = JobOutcome(
             job_id=str(job_id),
-            kind=JobKind.SNAPSHOT,
+            kind=kind,
             host=self._host,
             instance=InstanceRef(uuid=str(instance_uuid or "")),
             image_id=str(arguments.get("image_id") or ""),

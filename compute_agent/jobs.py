@@ -14,14 +14,22 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from common import clock, context
 from common.errors import CaptureFailed, JobCancelled, JobInterrupted, StillframeError
-from common.messages import CaptureFigures, DiskImage, JobOutcome, JobProgress, StepTime
-from common.states import JobKind, JobState, TaskState
+from common.messages import (
+    CaptureFigures,
+    DiskImage,
+    JobOutcome,
+    JobProgress,
+    JobRequest,
+    SnapshotRequest,
+    StepTime,
+)
+from common.states import POWER_KINDS, JobKind, JobState, PowerState, TaskState
 from compute_agent.journal import Entry
 from compute_agent.stream.throttle import Throttle
 
@@ -30,6 +38,8 @@ LOG = logging.getLogger(__name__)
 #: Left of the time to stop, for undoing what was interrupted.
 _UNDO_S = 5.0
 _LOOK_S = 0.1
+#: Power states that change side by side.
+_QUICK_JOBS = 4
 MB = 10**6
 
 
@@ -48,20 +58,27 @@ class Job:
 
     def __init__(self, entry: Entry, host: str, reports: Reports) -> None:
         self.entry = entry
-        self.request = entry.request
+        self.instance = entry.request.instance
         self.context = context.from_wire(entry.context, entry.request.instance.uuid)
         #: Set when the work must end; `why_stopped` says whether by request or shutdown.
         self.stopped = threading.Event()
         self.why_stopped: StillframeError = JobCancelled("the job was cancelled")
         self.result = Result()
         #: This job's own bound on what it reads, below the host's.
-        limit = entry.request.options.bandwidth_limit or 0
-        self.throttle = Throttle(limit * MB)
+        self.throttle = Throttle(_own_limit(entry.request) * MB)
         #: And what is left of that while the guest's own writes suffer; 0 is no bound.
         self.courtesy = Throttle(0)
         self._host = host
         self._reports = reports
         self._steps: list[StepTime] = []
+
+    @property
+    def request(self) -> SnapshotRequest:
+        """What a snapshot is asked to be; only the work on snapshots asks for it."""
+        request = self.entry.request
+        if not isinstance(request, SnapshotRequest):
+            raise TypeError(f"job {self.entry.job_id} is no snapshot")
+        return request
 
     def stop(self, why: StillframeError) -> None:
         """Ask the work to end soon, with `why` as its reason."""
@@ -114,10 +131,10 @@ class Job:
         root = self.result.images[0] if self.result.images else None
         outcome = JobOutcome(
             job_id=self.entry.job_id,
-            kind=JobKind.SNAPSHOT,
+            kind=self.entry.request.kind,
             host=self._host,
-            instance=self.request.instance,
-            image_id=root.image_id if root else self.request.image_id,
+            instance=self.instance,
+            image_id=root.image_id if root else self.entry.request.image_id,
             state=_state_of(error),
             reason=error.message if error else None,
             reason_code=error.code if error else None,
@@ -126,6 +143,7 @@ class Job:
             capture=self.result.capture,
             images=tuple(self.result.images),
             steps=tuple(self._steps),
+            power_state=self.result.power_state,
             accepted_at=self.entry.accepted_at,
             finished_at=clock.epoch_s(),
         )
@@ -144,20 +162,30 @@ class Result:
     capture: CaptureFigures | None = None
     #: The root disk's first.
     images: list[DiskImage] = dataclasses.field(default_factory=list)
+    power_state: PowerState | None = None
+
+
+#: What does the jobs of a kind.
+Runner = Callable[["Job"], None]
 
 
 class Jobs:
-    """The agent's working loop; `run` is the pipeline that does a job."""
+    """The agent's working loop; `runners` do the jobs, each kind's its own.
+
+    `limit` bounds what makes images. What only changes a power state takes
+    moments and never waits for those.
+    """
 
     name = "jobs"
 
     def __init__(
-        self, run: Callable[[Job], None], *, host: str, limit: int, reports: Reports
+        self, runners: Mapping[JobKind, Runner], *, host: str, limit: int, reports: Reports
     ) -> None:
-        self._run = run
+        self._runners = runners
         self._host = host
         self._reports = reports
         self._pool = ThreadPoolExecutor(limit, thread_name_prefix="job")
+        self._quick_pool = ThreadPoolExecutor(_QUICK_JOBS, thread_name_prefix="power")
         self._lock = threading.Lock()
         #: Entries of each instance: the first is at work (or waits for a thread).
         self._by_instance: dict[str, deque[Entry]] = {}
@@ -222,11 +250,13 @@ class Jobs:
         """Begin no more jobs, wait for the running ones, then interrupt what is left."""
         with self._lock:
             self._stopping = True
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._quick_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
         if not self._wait_until_idle(deadline - _UNDO_S):
             for job in self._still_running():
                 LOG.warning("Interrupting job %s: the agent stops", job.entry.job_id)
-                job.stop(JobInterrupted("the compute agent was stopped during the snapshot"))
+                kind = job.entry.request.kind
+                job.stop(JobInterrupted(f"the compute agent was stopped during the {kind}"))
             self._wait_until_idle(deadline)
 
     def _stop_all_of(self, instance_uuid: str, why: StillframeError) -> None:
@@ -237,7 +267,8 @@ class Jobs:
 
     def _hand_over(self, entry: Entry) -> None:
         if not self._stopping:
-            self._pool.submit(self._work, entry)
+            is_quick = entry.request.kind in POWER_KINDS
+            (self._quick_pool if is_quick else self._pool).submit(self._work, entry)
 
     def _waiting(self, job_id: str) -> Entry | None:
         """Return the entry of a job that waits; the lock is held, the job does not run."""
@@ -274,14 +305,15 @@ class Jobs:
             self._take_next(entry)
 
     def _outcome_error(self, job: Job) -> StillframeError | None:
+        kind = job.entry.request.kind
         try:
-            self._run(job)
+            self._runners[kind](job)
         except StillframeError as error:
-            LOG.error("Snapshot %s failed: %s", job.request.image_id, error.message)
+            LOG.error("Job %s (%s) failed: %s", job.entry.job_id, kind, error.message)
             return error
         except Exception:
-            LOG.exception("Snapshot %s failed in an unforeseen way", job.request.image_id)
-            return StillframeError("the snapshot failed inside the compute agent; ask the operator")
+            LOG.exception("Job %s (%s) failed in an unforeseen way", job.entry.job_id, kind)
+            return StillframeError(f"the {kind} failed inside the compute agent; ask the operator")
         return None
 
     def _take_next(self, entry: Entry) -> None:
@@ -311,3 +343,8 @@ def _state_of(error: StillframeError | None) -> JobState:
     if error is None:
         return JobState.DONE
     return JobState.CANCELLED if isinstance(error, JobCancelled) else JobState.ERROR
+
+
+def _own_limit(request: JobRequest) -> int:
+    """Return the MB/s that a request allows its job; 0 is no bound of its own."""
+    return request.options.bandwidth_limit or 0 if isinstance(request, SnapshotRequest) else 0

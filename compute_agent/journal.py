@@ -22,7 +22,8 @@ from typing import Any
 
 from common import clock
 from common.errors import JobFailed, MalformedMessage
-from common.messages import JobOutcome, SnapshotRequest
+from common.messages import JobOutcome, JobRequest, request_from_wire
+from common.states import JobKind
 
 LOG = logging.getLogger(__name__)
 
@@ -40,11 +41,14 @@ CREATE TABLE IF NOT EXISTS entries (
     outcome     TEXT,
     ended_at    REAL,
     confirmed   INTEGER NOT NULL DEFAULT 0,
-    unreleased  INTEGER NOT NULL DEFAULT 0
+    unreleased  INTEGER NOT NULL DEFAULT 0,
+    kind        TEXT NOT NULL DEFAULT 'snapshot'
 )
 """
+#: A journal of an earlier release holds snapshots alone.
+_ADD_KIND = "ALTER TABLE entries ADD COLUMN kind TEXT NOT NULL DEFAULT 'snapshot'"
 
-_SELECT = "SELECT job_id, request, context, accepted_at, step, facts, outcome FROM entries"
+_SELECT = "SELECT job_id, kind, request, context, accepted_at, step, facts, outcome FROM entries"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,7 @@ class Entry:
     """One journalled job; `step` is the last one that began, `facts` what undoing needs."""
 
     job_id: str
-    request: SnapshotRequest
+    request: JobRequest
     context: dict[str, Any]
     accepted_at: float
     step: str | None
@@ -76,14 +80,17 @@ class Journal:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute(_SCHEMA)
+        if "kind" not in {name for _, name, *_ in self._db.execute("PRAGMA table_info(entries)")}:
+            self._db.execute(_ADD_KIND)
         self._forget_old()
 
-    def accept(self, request: SnapshotRequest, context: Mapping[str, Any]) -> bool:
+    def accept(self, request: JobRequest, context: Mapping[str, Any]) -> bool:
         """Record a job before anything is done for it; False if it is known already."""
         cursor = self._execute(
-            "INSERT OR IGNORE INTO entries (job_id, request, context, accepted_at)"
-            " VALUES (?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO entries (job_id, kind, request, context, accepted_at)"
+            " VALUES (?, ?, ?, ?, ?)",
             request.job_id,
+            request.kind,
             json.dumps(request.to_wire()),
             json.dumps(dict(context)),
             clock.epoch_s(),
@@ -197,10 +204,10 @@ def _readable(row: tuple[Any, ...]) -> Entry | None:
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    job_id, request, context, accepted_at, step, facts, outcome = row
+    job_id, kind, request, context, accepted_at, step, facts, outcome = row
     return Entry(
         job_id=job_id,
-        request=SnapshotRequest.from_wire(json.loads(request)),
+        request=request_from_wire(JobKind(kind), json.loads(request)),
         context=json.loads(context),
         accepted_at=accepted_at,
         step=step,

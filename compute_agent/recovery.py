@@ -17,6 +17,7 @@ from pathlib import Path
 
 from common import context
 from common.errors import JobInterrupted
+from common.states import POWER_KINDS
 from compute_agent import release, take_up
 from compute_agent.capture.workspace import Workspace
 from compute_agent.increments import give_up_all
@@ -75,9 +76,10 @@ class Recovery:
         """Nothing runs."""
 
     def _goes_on(self, entry: Entry) -> bool:
-        """Tell whether a job has not begun yet, or its frozen view still stands."""
+        """Tell whether a job has not begun yet, is done in moments, or its view still stands."""
         try:
-            return entry.step is None or take_up.stands(self._tools, entry)
+            is_quick = entry.request.kind in POWER_KINDS
+            return entry.step is None or is_quick or take_up.stands(self._tools, entry)
         except Exception:
             LOG.exception("Job %s cannot be gone on with", entry.job_id)
             return False

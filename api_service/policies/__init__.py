@@ -62,6 +62,30 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
         "See host, hypervisor and domain name of a server.",
         [("GET", "/servers/{id}"), ("GET", "/servers/detail")],
     ),
+    *(
+        (rule, _MEMBER_OR_ADMIN, what, [("POST", f"/servers/{{id}}/action ({action})")])
+        for rule, what, action in (
+            ("os_compute_api:os-pause-server:pause", "Pause a server.", "pause"),
+            ("os_compute_api:os-pause-server:unpause", "Unpause a server.", "unpause"),
+            (f"{_SERVERS}:start", "Start a server.", "os-start"),
+            (f"{_SERVERS}:stop", "Stop a server.", "os-stop"),
+            (f"{_SERVERS}:reboot", "Reboot a server.", "reboot"),
+            ("os_compute_api:os-lock-server:lock", "Lock a server.", "lock"),
+            ("os_compute_api:os-lock-server:unlock", "Unlock a server.", "unlock"),
+        )
+    ),
+    (
+        "os_compute_api:os-lock-server:unlock:unlock_override",
+        _ADMIN,
+        "Unlock a server that an administrator has locked.",
+        [("POST", "/servers/{id}/action (unlock)")],
+    ),
+    (
+        "os_compute_api:os-admin-actions:reset_state",
+        _ADMIN,
+        "Free a server that is stuck, and say whether it is broken.",
+        [("POST", "/servers/{id}/action (os-resetState)")],
+    ),
     ("os_compute_api:os-services:list", _ADMIN, "List the agents.", [("GET", "/os-services")]),
     (
         "stillframe:jobs:bandwidth_limit",

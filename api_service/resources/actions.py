@@ -7,22 +7,25 @@ from collections.abc import Callable
 from typing import Any
 
 import falcon
+from jsonschema import Draft202012Validator
 
-from api_service import schemas
+from api_service import powers, schemas
 from api_service.errors import BadRequest
 from api_service.microversions import Version
 from api_service.resources.services import Resource
 from api_service.snapshots import SnapshotWish
+from common.states import LockedBy
 
 #: From here on the image's id stands in the body, before in the Location header.
 _IMAGE_ID_IN_BODY = Version(2, 45)
+_LOCKED_REASON = Version(2, 73)
 
 
 class ServerAction(Resource):
     """One URL for everything that is done to a server."""
 
     def on_post(self, request: falcon.Request, response: falcon.Response, server_id: str) -> None:
-        """Find the action and do it."""
+        """Find the action and do it: 202, whatever it is."""
         body = schemas.read_body(request)
         if len(body) != 1:
             raise BadRequest("Malformed request body: it must name exactly one action.")
@@ -30,6 +33,7 @@ class ServerAction(Resource):
         action = ACTIONS.get(name)
         if action is None:
             raise BadRequest(f"There is no such action: {name[:64]}")
+        response.status = falcon.HTTP_202
         action(self, request, response, server_id, body)
 
     def create_image(
@@ -39,7 +43,7 @@ class ServerAction(Resource):
         server_id: str,
         body: dict[str, Any],
     ) -> None:
-        """Take a snapshot: 202, and the image's id the way the version tells it."""
+        """Take a snapshot, and tell the image's id the way the version does."""
         schemas.validate(schemas.CREATE_IMAGE, body)
         rule = "os_compute_api:servers:create_image"
         instance = self.visible_instance(request, server_id, rule)
@@ -51,11 +55,83 @@ class ServerAction(Resource):
             )
         job = self.services.snapshots.request(self.caller(request), instance, wish)
         self.services.dispatcher.poke(job.id)
-        response.status = falcon.HTTP_202
         if request.context.version >= _IMAGE_ID_IN_BODY:
             response.media = {"image_id": job.image_id}
         else:
             response.location = f"{self.base_url(request)}/images/{job.image_id}"
+
+    def reboot(
+        self,
+        request: falcon.Request,
+        _response: falcon.Response,
+        server_id: str,
+        body: dict[str, Any],
+    ) -> None:
+        """Switch it off and on again."""
+        schemas.validate(schemas.REBOOT, body)
+        is_hard = body["reboot"]["type"].upper() == "HARD"
+        change = powers.HARD_REBOOT if is_hard else powers.SOFT_REBOOT
+        self.change_power(request, server_id, change, "os_compute_api:servers:reboot")
+
+    def lock(
+        self,
+        request: falcon.Request,
+        _response: falcon.Response,
+        server_id: str,
+        body: dict[str, Any],
+    ) -> None:
+        """Keep everybody but administrators from changing it."""
+        may_say_why = request.context.version >= _LOCKED_REASON
+        schemas.validate(schemas.LOCK_WITH_REASON if may_say_why else schemas.LOCK, body)
+        instance = self.visible_instance(request, server_id, "os_compute_api:os-lock-server:lock")
+        why = body["lock"] if may_say_why else None
+        self.services.powers.lock(
+            self.caller(request), instance, why.get("locked_reason") if why else None
+        )
+
+    def unlock(
+        self,
+        request: falcon.Request,
+        _response: falcon.Response,
+        server_id: str,
+        body: dict[str, Any],
+    ) -> None:
+        """Take the lock away."""
+        schemas.validate(schemas.UNLOCK, body)
+        rule = "os_compute_api:os-lock-server:unlock"
+        instance = self.visible_instance(request, server_id, rule)
+        caller = self.caller(request)
+        if instance.locked_by == LockedBy.ADMIN:
+            self.services.authorizer.require(caller, f"{rule}:unlock_override", instance.project_id)
+        self.services.powers.unlock(caller, instance)
+
+    def reset_state(
+        self,
+        request: falcon.Request,
+        _response: falcon.Response,
+        server_id: str,
+        body: dict[str, Any],
+    ) -> None:
+        """Free an instance that is stuck."""
+        schemas.validate(schemas.RESET_STATE, body)
+        rule = "os_compute_api:os-admin-actions:reset_state"
+        instance = self.visible_instance(request, server_id, rule)
+        in_error = body["os-resetState"]["state"] == "error"
+        caller = self.caller(request)
+        held_by = self.services.powers.reset_state(caller, instance, in_error=in_error)
+        if held_by is not None:
+            self.services.dispatcher.poke(held_by)
+
+    def change_power(
+        self, request: falcon.Request, server_id: str, change: powers.Change, rule: str
+    ) -> None:
+        """Ask for a change of power, unless the instance is locked for the caller."""
+        instance = self.visible_instance(request, server_id, rule)
+        caller = self.caller(request)
+        is_admin = self.services.authorizer.is_admin(caller)
+        powers.require_unlocked(instance, is_admin=is_admin)
+        job = self.services.powers.request(caller, instance, change)
+        self.services.dispatcher.poke(job.id)
 
 
 Action = Callable[
@@ -63,6 +139,29 @@ Action = Callable[
     None,
 ]
 
+
+def _power(change: powers.Change, schema: Draft202012Validator, rule: str) -> Action:
+    def act(
+        resource: ServerAction,
+        request: falcon.Request,
+        _response: falcon.Response,
+        server_id: str,
+        body: dict[str, Any],
+    ) -> None:
+        schemas.validate(schema, body)
+        resource.change_power(request, server_id, change, rule)
+
+    return act
+
+
 ACTIONS: dict[str, Action] = {
     "createImage": ServerAction.create_image,
+    "pause": _power(powers.PAUSE, schemas.PAUSE, "os_compute_api:os-pause-server:pause"),
+    "unpause": _power(powers.UNPAUSE, schemas.UNPAUSE, "os_compute_api:os-pause-server:unpause"),
+    "os-start": _power(powers.START, schemas.START, "os_compute_api:servers:start"),
+    "os-stop": _power(powers.STOP, schemas.STOP, "os_compute_api:servers:stop"),
+    "reboot": ServerAction.reboot,
+    "lock": ServerAction.lock,
+    "unlock": ServerAction.unlock,
+    "os-resetState": ServerAction.reset_state,
 }

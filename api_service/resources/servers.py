@@ -30,13 +30,10 @@ _EXACT: dict[str, Version | None] = {
     "vm_state": _EVERYBODY_FILTERS,
     "task_state": _EVERYBODY_FILTERS,
 }
-#: Filters that, when true, nothing of ours matches: deleted instances are not listed and none
-#: is ever locked. Others may have them as above.
-_NONE_IS: dict[str, Version | None] = {
-    "deleted": None,
-    "soft_deleted": None,
-    "locked": _LOCKED_FILTER,
-}
+#: Filters that, when true, nothing of ours matches: deleted instances are not listed.
+#: Others may have them as above.
+_NONE_IS: dict[str, Version | None] = {"deleted": None, "soft_deleted": None}
+_LOCKED: dict[str, Version | None] = {"locked": _LOCKED_FILTER}
 _FALSE = ("0", "false", "f", "no", "n", "off")
 
 #: What Nova's lists may be asked by; those that we do not narrow down by are ignored.
@@ -140,6 +137,7 @@ class Servers(Resource):
             vm_states=vm_states,
             task_states=task_states,
             uuids=tuple(request.get_param_as_list("uuid") or ()),
+            locked=_is_true(request, "locked") if _may_filter(request, _LOCKED, is_admin) else None,
             marker=marker,
             limit=limit,
         )

@@ -14,6 +14,7 @@ from api_service.agents import Agents
 from api_service.dispatcher import Dispatcher
 from api_service.errors import NotFound
 from api_service.policies import Authorizer
+from api_service.powers import Powers
 from api_service.snapshots import Snapshots
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
@@ -31,6 +32,7 @@ class Services:
     ledger: Ledger
     agents: Agents
     snapshots: Snapshots
+    powers: Powers
     dispatcher: Dispatcher
     #: Name and check of each backend; a check raises StillframeError when it is down.
     health_checks: dict[str, Callable[[], Any]]

@@ -48,6 +48,55 @@ CREATE_IMAGE = Draft202012Validator(
     }
 )
 
+
+def _action(name: str, *bodies: dict[str, Any]) -> Draft202012Validator:
+    """Return the schema of an action whose value is one of these."""
+    return Draft202012Validator(
+        {
+            "type": "object",
+            "properties": {name: {"anyOf": list(bodies)}},
+            "required": [name],
+            "additionalProperties": False,
+        }
+    )
+
+
+#: Nova takes whatever stands there.
+_ANYTHING: dict[str, Any] = {}
+_NOTHING = {"type": "null"}
+
+PAUSE, UNPAUSE = _action("pause", _ANYTHING), _action("unpause", _ANYTHING)
+START, STOP = _action("os-start", _ANYTHING), _action("os-stop", _ANYTHING)
+REBOOT = _action(
+    "reboot",
+    {
+        "type": "object",
+        "properties": {"type": {"enum": ["HARD", "Hard", "hard", "SOFT", "Soft", "soft"]}},
+        "required": ["type"],
+        "additionalProperties": False,
+    },
+)
+LOCK, UNLOCK = _action("lock", _ANYTHING), _action("unlock", _ANYTHING)
+#: From 2.73 on it may say why.
+LOCK_WITH_REASON = _action(
+    "lock",
+    _NOTHING,
+    {
+        "type": "object",
+        "properties": {"locked_reason": {"type": "string", "minLength": 1, "maxLength": 255}},
+        "additionalProperties": False,
+    },
+)
+RESET_STATE = _action(
+    "os-resetState",
+    {
+        "type": "object",
+        "properties": {"state": {"enum": ["active", "error"]}},
+        "required": ["state"],
+        "additionalProperties": False,
+    },
+)
+
 ADJUST_JOB = Draft202012Validator(
     {
         "type": "object",

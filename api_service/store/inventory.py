@@ -43,6 +43,7 @@ class InstanceQuery:
     vm_states: tuple[str, ...] = ()
     task_states: tuple[str, ...] = ()
     uuids: tuple[str, ...] = ()
+    locked: bool | None = None
     #: The last instance of the page before.
     marker: str | None = None
     limit: int = 1000
@@ -148,6 +149,7 @@ def _conditions(query: InstanceQuery) -> list[ColumnElement[bool]]:
             ),
         ),
         (bool(query.uuids), InstanceRow.uuid.in_(query.uuids)),
+        (query.locked is not None, InstanceRow.locked_by.is_not(None) == bool(query.locked)),
     ]
     exactly = [getattr(InstanceRow, name) == value for name, value in query.exactly.items()]
     return [condition for applies, condition in wanted if applies] + exactly
@@ -267,6 +269,8 @@ def _take_instance(
         return row  # a newer report overtook this one
     if _is_paused_by_job(row, announced):
         del values["power_state"], values["vm_state"]
+    elif row.in_error:
+        del values["vm_state"]
     row.reported_at = at
     changed = {name: value for name, value in values.items() if getattr(row, name) != value}
     for name, value in changed.items():

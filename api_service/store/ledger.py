@@ -26,10 +26,14 @@ from common.messages import JobAccepted, JobOutcome, JobProgress
 from common.states import (
     ENDED,
     EVENT_OF_OUTCOME,
+    FIRST_TASK_STATE,
+    IMAGE_KINDS,
     OPEN,
+    VM_STATE_OF_POWER_STATE,
     IllegalTransition,
     JobEvent,
     JobState,
+    PowerState,
     TaskState,
     advance,
 )
@@ -51,7 +55,7 @@ class Ledger:
     def reserve(self, new: NewJob) -> Job:
         """Take hold of an instance for a new job, if nobody has it.
 
-        The job is not castable yet: its image does not exist. Raises
+        Unless it says so the job is not castable yet: its image does not exist. Raises
         InstanceBusy (the message names the task state) or InstanceNotFound.
         """
         with self._database.write() as session:
@@ -125,12 +129,14 @@ class Ledger:
             "images": [image.to_wire() for image in outcome.images],
             "reported_at": clock.now(),
         }
-        if outcome.state is JobState.DONE:
+        if outcome.state is JobState.DONE and outcome.kind in IMAGE_KINDS:
             total = sum(image.size_bytes or 0 for image in outcome.images)
             total = total or outcome.size_bytes or 0
             # The image may be another than was asked for, if the first failed its verification.
             values |= {"bytes_done": total, "bytes_total": total, "image_id": outcome.image_id}
-        return self._end(outcome.job_id, EVENT_OF_OUTCOME[outcome.state], values)
+        return self._end(
+            outcome.job_id, EVENT_OF_OUTCOME[outcome.state], values, outcome.power_state
+        )
 
     def fail(self, job_id: str, reason: str, reason_code: str) -> Job | None:
         """End a job in error for a reason of the API's own; None if it had ended."""
@@ -181,7 +187,10 @@ class Ledger:
 
         Also False if what should be ids are none: nothing could ever be done with such a row.
         """
-        if not all(map(_is_id, (report.job_id, report.image_id, report.instance.uuid))):
+        ids = [report.job_id, report.instance.uuid]
+        if report.kind in IMAGE_KINDS:
+            ids.append(report.image_id)
+        if not all(map(_is_id, ids)):
             return False
         with self._database.write() as session:
             if session.get(JobRow, report.job_id) is not None:
@@ -207,7 +216,8 @@ class Ledger:
             )
             session.add(row)
             session.flush()
-            _take(session, report.instance.uuid, report.job_id, TaskState.IMAGE_SNAPSHOT_PENDING)
+            task_state = FIRST_TASK_STATE[report.kind]
+            _take(session, report.instance.uuid, report.job_id, task_state)
             return True
 
     def find(self, job_id: str) -> Job | None:
@@ -251,7 +261,13 @@ class Ledger:
         with self._database.write() as session:
             session.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
 
-    def _end(self, job_id: str, event: JobEvent, values: dict[str, Any]) -> Job | None:
+    def _end(
+        self,
+        job_id: str,
+        event: JobEvent,
+        values: dict[str, Any],
+        power_state: PowerState | None = None,
+    ) -> Job | None:
         ended = {
             "finished_at": clock.now(),
             "eta_s": None,
@@ -259,7 +275,16 @@ class Ledger:
             # Until somebody has seen to it: Glance may be away now.
             "discard_image": event is not JobEvent.FINISH,
         }
-        return self._advance(job_id, event, values | ended, {"task_state": None})
+        shown: dict[str, Any] = {"task_state": None}
+        if power_state is not None:
+            # At once, not with the next report: whoever waits for the job looks now.
+            shown |= {
+                "power_state": int(power_state),
+                "vm_state": str(VM_STATE_OF_POWER_STATE[power_state]),
+            }
+        if power_state is not None and event is JobEvent.FINISH:
+            shown["in_error"] = False
+        return self._advance(job_id, event, values | ended, shown)
 
     @retried
     def _advance(
@@ -284,6 +309,8 @@ class Ledger:
                 state = _next_state(row, event)
             except IllegalTransition:
                 return None  # a late or doubled report
+            if not row.image_id:
+                values = {**values, "discard_image": False}
             for name, value in {**values, "state": state}.items():
                 setattr(row, name, value)
             if shown:
@@ -340,7 +367,7 @@ def _new_row(new: NewJob) -> JobRow:
         image_id=new.image_id,
         options=new.options,
         context=new.context,
-        castable=False,
+        castable=new.castable,
         created_at=clock.now(),
         deadline_at=new.deadline_at,
         **_NOTHING_DONE,

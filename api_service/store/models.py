@@ -118,6 +118,11 @@ class InstanceRow(Base):
     power_state: Mapped[int] = mapped_column(Integer)
     vm_state: Mapped[str] = mapped_column(String(32))
     task_state: Mapped[str | None] = mapped_column(Words(64))
+    #: A LockedBy: who locked it, and so who may unlock it; None: it is not locked.
+    locked_by: Mapped[str | None] = mapped_column(String(16))
+    locked_reason: Mapped[str | None] = mapped_column(Words(255))
+    #: An administrator holds it to be broken: its vm state is error until that is taken back.
+    in_error: Mapped[bool] = mapped_column(server_default=false())
     job_id: Mapped[str | None] = mapped_column(String(36))
     progress: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[dt.datetime]
@@ -145,6 +150,7 @@ class JobRow(Base):
     project_id: Mapped[str | None] = mapped_column(Words(255))
     user_id: Mapped[str | None] = mapped_column(Words(255))
     host: Mapped[str] = mapped_column(Words(255))
+    #: Empty where the kind makes none.
     image_id: Mapped[str] = mapped_column(String(36))
     options: Mapped[dict[str, Any]]
     #: The request's context as RPC carries it (without its token).

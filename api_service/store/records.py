@@ -56,6 +56,9 @@ class Instance:
     power_state: PowerState
     vm_state: VmState
     task_state: str | None
+    locked_by: str | None
+    locked_reason: str | None
+    in_error: bool
     job_id: str | None
     progress: int
     created_at: dt.datetime
@@ -123,6 +126,8 @@ class NewJob:
     action: str
     task_state: str
     deadline_at: dt.datetime
+    #: Nothing has to be made before it is cast.
+    castable: bool = False
 
 
 def agent(row: AgentRow) -> Agent:

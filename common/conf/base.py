@@ -53,6 +53,16 @@ at several times `report_interval`.
         help="Jobs that one agent works on at a time; the others wait in its journal.",
     ),
     cfg.IntOpt(
+        "shutdown_timeout",
+        default=60,
+        min=0,
+        mutable=True,
+        help="""
+Seconds that a guest may take to shut down by itself when it is stopped or
+rebooted; then its power is cut. 0 cuts it at once.
+""",
+    ),
+    cfg.IntOpt(
         "graceful_shutdown_timeout",
         default=60,
         min=0,

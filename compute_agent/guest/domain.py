@@ -15,27 +15,16 @@ from collections.abc import Callable, Iterator
 
 import libvirt
 
-from common.states import PowerState
 from compute_agent.guest import description
 from compute_agent.guest.backup_jobs import BackupJobs
 from compute_agent.guest.errors import translated
 from compute_agent.guest.overlays import Overlays
+from compute_agent.guest.power import Power
 from compute_agent.guest.stamps import PauseProof, Recorder
 
 LOG = logging.getLogger(__name__)
 
 _AGENT_CHANNEL = "org.qemu.guest_agent.0"
-
-_POWER_STATES: dict[int, PowerState] = {
-    libvirt.VIR_DOMAIN_NOSTATE: PowerState.NOSTATE,
-    libvirt.VIR_DOMAIN_RUNNING: PowerState.RUNNING,
-    libvirt.VIR_DOMAIN_BLOCKED: PowerState.RUNNING,
-    libvirt.VIR_DOMAIN_PAUSED: PowerState.PAUSED,
-    libvirt.VIR_DOMAIN_SHUTDOWN: PowerState.RUNNING,
-    libvirt.VIR_DOMAIN_SHUTOFF: PowerState.SHUTDOWN,
-    libvirt.VIR_DOMAIN_CRASHED: PowerState.CRASHED,
-    libvirt.VIR_DOMAIN_PMSUSPENDED: PowerState.SUSPENDED,
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +40,7 @@ class WriteLatency:
         return self.total_ns / self.operations if self.operations else 0.0
 
 
-class Guest(BackupJobs, Overlays):
+class Guest(BackupJobs, Overlays, Power):
     """One domain of this host and all that is done to it."""
 
     def __init__(
@@ -59,12 +48,6 @@ class Guest(BackupJobs, Overlays):
     ) -> None:
         super().__init__(domain, find)
         self._stamps = stamps
-
-    def power_state(self) -> PowerState:
-        """Return what the guest is doing now."""
-        with translated("asking for its state"):
-            state, _reason = self._domain.state()
-        return _POWER_STATES.get(state, PowerState.NOSTATE)
 
     def was_shut_down_in_order(self) -> bool:
         """Tell whether the guest is off because its own system shut down."""
@@ -80,20 +63,6 @@ class Guest(BackupJobs, Overlays):
         with translated(f"reading the size of {target}"):
             capacity, _allocation, _physical = self._domain.blockInfo(target)
         return int(capacity)
-
-    def suspend(self) -> None:
-        """Stop the vCPUs; returns when they stand."""
-        with translated("pausing it"):
-            self._domain.suspend()
-
-    def resume(self) -> None:
-        """Let the vCPUs run on; returns when they do. Harmless on a guest that runs."""
-        try:
-            self._domain.resume()
-        except libvirt.libvirtError:
-            if self.power_state() != PowerState.RUNNING:
-                with translated("resuming it"):
-                    self._domain.resume()
 
     def run_on_after_io_error(self) -> None:
         """Let a guest run on that QEMU stopped because the scratch was full; harmless otherwise."""

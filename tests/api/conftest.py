@@ -26,6 +26,7 @@ from api_service.agents import Agents
 from api_service.app import make_application
 from api_service.dispatcher import Dispatcher
 from api_service.policies import Authorizer
+from api_service.powers import Powers
 from api_service.reaper import Reaper
 from api_service.resources.services import Services
 from api_service.snapshots import Snapshots
@@ -34,6 +35,7 @@ from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
 from api_service.store.models import Base
+from api_service.store.overrides import Overrides
 from common import context
 from common.errors import StillframeError
 from common.messages import InstanceRecord
@@ -176,6 +178,12 @@ class Cloud:
             ledger=self.ledger,
             agents=self.agents,
             snapshots=snapshots,
+            powers=Powers(
+                ledger=self.ledger,
+                overrides=Overrides(self.database),
+                agents=self.agents,
+                accept_timeout_s=ACCEPT_TIMEOUT_S,
+            ),
             dispatcher=self.dispatcher,
             health_checks=self.health,
             link_prefix=None,

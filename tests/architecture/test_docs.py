@@ -21,6 +21,7 @@ ARGUMENTS = {
     messages.InstanceRef,
     messages.JobAdjust,
     messages.JobCancel,
+    messages.PowerRequest,
     messages.SnapshotOptions,
     messages.SnapshotRequest,
 }

@@ -12,7 +12,7 @@ import pytest
 
 from common import clock, context
 from common.messages import SnapshotRequest
-from common.states import JobState
+from common.states import JobKind, JobState
 from compute_agent.endpoint import Endpoint
 from compute_agent.jobs import Job, Jobs
 from compute_agent.journal import Journal
@@ -31,7 +31,7 @@ def jobs(ran: list[str], reports: RecordedReports) -> Jobs:
     def run(job: Job) -> None:
         ran.append(job.request.job_id)
 
-    return Jobs(run, host="h", limit=1, reports=reports)
+    return Jobs({JobKind.SNAPSHOT: run}, host="h", limit=1, reports=reports)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import CaptureFailed, JobCancelled, StillframeError
 from common.messages import SnapshotRequest
-from common.states import JobState
+from common.states import JobKind, JobState
 from compute_agent.jobs import MB, Job, Jobs
 from compute_agent.journal import Entry, Journal
 from tests.unit.compute_agent.conftest import RecordedReports, wait_for
@@ -54,7 +54,7 @@ class Pipeline:
 
 
 def jobs_with(run: Callable[[Job], None], reports: RecordedReports, limit: int = 2) -> Jobs:
-    return Jobs(run, host="h", limit=limit, reports=reports)
+    return Jobs({JobKind.SNAPSHOT: run}, host="h", limit=limit, reports=reports)
 
 
 def test_no_more_jobs_run_than_the_limit(

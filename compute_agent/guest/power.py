@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest's power: its button, and its cable."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import libvirt
+
+from common.states import PowerState
+from compute_agent.guest.errors import translated
+from compute_agent.guest.handle import Handle
+
+_LOOK_S = 0.1
+
+_POWER_STATES: dict[int, PowerState] = {
+    libvirt.VIR_DOMAIN_NOSTATE: PowerState.NOSTATE,
+    libvirt.VIR_DOMAIN_RUNNING: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: PowerState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_SHUTOFF: PowerState.SHUTDOWN,
+    libvirt.VIR_DOMAIN_CRASHED: PowerState.CRASHED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: PowerState.SUSPENDED,
+}
+
+
+class Power(Handle):
+    """What starts, stops and halts a guest."""
+
+    def power_state(self) -> PowerState:
+        """Return what the guest is doing now."""
+        with translated("asking for its state"):
+            state, _reason = self._domain.state()
+        return _POWER_STATES.get(state, PowerState.NOSTATE)
+
+    def suspend(self) -> None:
+        """Stop the vCPUs; returns when they stand."""
+        with translated("pausing it"):
+            self._domain.suspend()
+
+    def resume(self) -> None:
+        """Let the vCPUs run on; returns when they do. Harmless on a guest that runs."""
+        try:
+            self._domain.resume()
+        except libvirt.libvirtError:
+            if self.power_state() != PowerState.RUNNING:
+                with translated("resuming it"):
+                    self._domain.resume()
+
+    def start(self) -> None:
+        """Switch it on; harmless on a guest that is on."""
+        if not self.is_active():
+            with translated("starting it"):
+                self._domain.create()
+
+    def shut_down(self, timeout_s: float, stopped: threading.Event) -> bool:
+        """Press its power button and wait until it is off; False if it is not by then.
+
+        Gives up sooner when `stopped` is set.
+        """
+        deadline = time.monotonic() + timeout_s
+        with translated("pressing its power button"):
+            self._domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+        while self.is_active():
+            if time.monotonic() >= deadline or stopped.wait(_LOOK_S):
+                return False
+        return True
+
+    def cut_power(self) -> None:
+        """Switch it off at once; harmless on a guest that is off."""
+        if self.is_active():
+            with translated("cutting its power"):
+                self._domain.destroy()

@@ -28,7 +28,19 @@ from api_service.policies import Authorizer
 from api_service.powers import Powers
 from api_service.resources.actions import ServerAction
 from api_service.resources.flavors import Flavors, FlavorsDetail, FlavorShow
-from api_service.resources.operations import ComputeServices, Job, Jobs
+from api_service.resources.hosts import (
+    Aggregates,
+    ComputeServices,
+    Hosts,
+    Hypervisors,
+    HypervisorsDetail,
+    HypervisorShow,
+    Zones,
+)
+from api_service.resources.instance_actions import InstanceAction, InstanceActions
+from api_service.resources.limits import Extensions, Limits
+from api_service.resources.metadata import ServerMetadata, ServerMetadataItem
+from api_service.resources.operations import Job, Jobs
 from api_service.resources.servers import Server, Servers, ServersDetail
 from api_service.resources.services import Resource, Services
 from api_service.resources.versions import (
@@ -66,7 +78,22 @@ ROUTES: tuple[tuple[str, type[Resource], str | None], ...] = (
     ("/v2.1/flavors/detail", FlavorsDetail, None),
     ("/v2.1/flavors/{flavor_id}", FlavorShow, None),
     ("/v2.1/flavors/{flavor_id}/os-extra_specs", FlavorShow, "extra_specs"),
+    ("/v2.1/servers/{server_id}/metadata", ServerMetadata, None),
+    ("/v2.1/servers/{server_id}/metadata/{key}", ServerMetadataItem, None),
+    ("/v2.1/servers/{server_id}/os-instance-actions", InstanceActions, None),
+    ("/v2.1/servers/{server_id}/os-instance-actions/{request_id}", InstanceAction, None),
     ("/v2.1/os-services", ComputeServices, None),
+    ("/v2.1/os-hypervisors", Hypervisors, None),
+    ("/v2.1/os-hypervisors/detail", HypervisorsDetail, None),
+    ("/v2.1/os-hypervisors/{hypervisor_id}", HypervisorShow, None),
+    ("/v2.1/os-availability-zone", Zones, None),
+    ("/v2.1/os-availability-zone/detail", Zones, "detail"),
+    ("/v2.1/os-aggregates", Aggregates, None),
+    ("/v2.1/os-aggregates/{aggregate_id}", Aggregates, "one"),
+    ("/v2.1/limits", Limits, None),
+    ("/v2.1/extensions", Extensions, None),
+    ("/v2.1/extensions/{alias}", Extensions, "one"),
+    ("/v1/hosts", Hosts, None),
     ("/v1/jobs", Jobs, None),
     ("/v1/jobs/{job_id}", Job, None),
 )

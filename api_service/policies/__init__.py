@@ -18,7 +18,10 @@ from common.context import RequestContext
 _ADMIN = "role:admin"
 _READER_OR_ADMIN = "rule:project_reader_or_admin"
 _MEMBER_OR_ADMIN = "rule:project_member_or_admin"
+_ANYBODY = "@"
 _SERVERS = "os_compute_api:servers"
+_METADATA = "/servers/{id}/metadata"
+_ACTIONS = "/servers/{id}/os-instance-actions"
 
 _BASE_RULES = (
     policy.RuleDefault("context_is_admin", _ADMIN, description="Who counts as an administrator."),
@@ -86,6 +89,40 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
         "Free a server that is stuck, and say whether it is broken.",
         [("POST", "/servers/{id}/action (os-resetState)")],
     ),
+    (f"{_SERVERS}:update", _MEMBER_OR_ADMIN, "Name a server.", [("PUT", "/servers/{id}")]),
+    *(
+        (f"os_compute_api:server-metadata:{name}", default, what, [(method, path)])
+        for name, default, what, method, path in (
+            ("index", _READER_OR_ADMIN, "List metadata.", "GET", _METADATA),
+            ("show", _READER_OR_ADMIN, "Show an item of it.", "GET", f"{_METADATA}/{{key}}"),
+            ("create", _MEMBER_OR_ADMIN, "Add metadata.", "POST", _METADATA),
+            ("update_all", _MEMBER_OR_ADMIN, "Replace metadata.", "PUT", _METADATA),
+            ("update", _MEMBER_OR_ADMIN, "Set an item of it.", "PUT", f"{_METADATA}/{{key}}"),
+            ("delete", _MEMBER_OR_ADMIN, "Remove an item.", "DELETE", f"{_METADATA}/{{key}}"),
+        )
+    ),
+    *(
+        (f"os_compute_api:{name}", default, what, [("GET", path)])
+        for name, default, what, path in (
+            ("os-instance-actions:list", _READER_OR_ADMIN, "List actions.", _ACTIONS),
+            ("os-instance-actions:show", _READER_OR_ADMIN, "Show one.", f"{_ACTIONS}/{{id}}"),
+            ("os-hypervisors:list", _ADMIN, "List hypervisors.", "/os-hypervisors"),
+            ("os-hypervisors:list-detail", _ADMIN, "All of them.", "/os-hypervisors/detail"),
+            ("os-hypervisors:show", _ADMIN, "Show one.", "/os-hypervisors/{id}"),
+            ("os-availability-zone:list", _ANYBODY, "List zones.", "/os-availability-zone"),
+            (
+                "os-availability-zone:detail",
+                _ADMIN,
+                "List zones with their hosts.",
+                "/os-availability-zone/detail",
+            ),
+            ("os-aggregates:index", _ADMIN, "List aggregates.", "/os-aggregates"),
+            ("os-aggregates:show", _ADMIN, "Show one.", "/os-aggregates/{id}"),
+            ("limits", _ANYBODY, "Show limits.", "/limits"),
+            ("extensions", _ANYBODY, "List extensions.", "/extensions"),
+        )
+    ),
+    ("stillframe:hosts:index", _ADMIN, "List hosts.", [("GET", "/v1/hosts")]),
     ("os_compute_api:os-services:list", _ADMIN, "List the agents.", [("GET", "/os-services")]),
     (
         "stillframe:jobs:bandwidth_limit",

@@ -102,7 +102,11 @@ class ServerAction(Resource):
         instance = self.visible_instance(request, server_id, rule)
         caller = self.caller(request)
         if instance.locked_by == LockedBy.ADMIN:
-            self.services.authorizer.require(caller, f"{rule}:unlock_override", instance.project_id)
+            self.services.authorizer.require(
+                caller,
+                "os_compute_api:os-lock-server:unlock:unlock_override",
+                instance.project_id,
+            )
         self.services.powers.unlock(caller, instance)
 
     def reset_state(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What operators and programs ask that is no server: the agents, and the jobs of `/v1`."""
+"""The jobs of `/v1`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,6 @@ from api_service.resources.services import Resource, is_uuid
 from api_service.store.records import Job as JobRecord
 
 LOG = logging.getLogger(__name__)
-
-
-class ComputeServices(Resource):
-    """`GET /v2.1/os-services`: the agents, up or down."""
-
-    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        """List them."""
-        rule = "os_compute_api:os-services:list"
-        self.services.authorizer.require(self.caller(request), rule)
-        agents, viewer = self.services.agents, self.viewer(request)
-        wanted_host, wanted_binary = request.get_param("host"), request.get_param("binary")
-        response.media = {
-            "services": [
-                views.service(agent, viewer, up=agents.is_up(agent))
-                for agent in agents.all()
-                if wanted_host in (None, agent.host) and wanted_binary in (None, "nova-compute")
-            ]
-        }
 
 
 class Jobs(Resource):

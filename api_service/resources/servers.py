@@ -7,7 +7,7 @@ import urllib.parse
 
 import falcon
 
-from api_service import views
+from api_service import schemas, views
 from api_service.errors import BadRequest
 from api_service.microversions import Version
 from api_service.resources.services import Resource, is_uuid
@@ -187,6 +187,19 @@ class Server(Resource):
         rule = "os_compute_api:servers:show"
         instance = self.visible_instance(request, server_id, rule)
         response.media = {"server": views.server(instance, self.viewer(request), show=True)}
+
+    def on_put(self, request: falcon.Request, response: falcon.Response, server_id: str) -> None:
+        """Give it another name or description."""
+        body = schemas.read_body(request)
+        schemas.validate(schemas.update_server(request.context.version), body)
+        rule = "os_compute_api:servers:update"
+        instance = self.visible_instance(request, server_id, rule)
+        asked = body["server"]
+        changes = {name: asked[name] for name in ("name", "description") if name in asked}
+        if changes:
+            self.services.powers.overrides.describe(instance.uuid, changes)
+        changed = self.visible_instance(request, server_id, rule)
+        response.media = {"server": views.updated_server(changed, self.viewer(request))}
 
 
 def _require_known_parameters(request: falcon.Request) -> None:

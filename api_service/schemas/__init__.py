@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -96,6 +97,58 @@ RESET_STATE = _action(
         "additionalProperties": False,
     },
 )
+
+METADATA = Draft202012Validator(
+    {
+        "type": "object",
+        "properties": {"metadata": _METADATA},
+        "required": ["metadata"],
+        "additionalProperties": False,
+    }
+)
+META = Draft202012Validator(
+    {
+        "type": "object",
+        "properties": {"meta": _METADATA | {"minProperties": 1, "maxProperties": 1}},
+        "required": ["meta"],
+        "additionalProperties": False,
+    }
+)
+
+#: What `PUT /servers/{id}` may change, and from which version on. Addresses and the way a disk
+#: is divided are taken, as Nova takes them, and mean nothing here.
+_SERVER_FIELDS: tuple[tuple[tuple[int, int], str, dict[str, Any]], ...] = (
+    ((2, 1), "name", _NAME),
+    ((2, 1), "OS-DCF:diskConfig", {"enum": ["AUTO", "MANUAL"]}),
+    ((2, 1), "accessIPv4", {"type": ["string", "null"], "maxLength": 15}),
+    ((2, 1), "accessIPv6", {"type": ["string", "null"], "maxLength": 45}),
+    (
+        (2, 19),
+        "description",
+        {"type": ["string", "null"], "maxLength": 255, "pattern": r"^[^\x00-\x08\x0b-\x1f\x7f]*\Z"},
+    ),
+)
+
+
+@functools.cache
+def update_server(version: tuple[int, int]) -> Draft202012Validator:
+    """Return the schema of `PUT /servers/{id}` in a version, (2, N)."""
+    fields = {name: schema for since, name, schema in _SERVER_FIELDS if version >= since}
+    server = {
+        "type": "object",
+        "properties": fields,
+        "minProperties": 1,
+        "additionalProperties": False,
+    }
+    return Draft202012Validator(
+        {
+            "type": "object",
+            "properties": {"server": server},
+            "required": ["server"],
+            "additionalProperties": False,
+        }
+    )
+
 
 ADJUST_JOB = Draft202012Validator(
     {

@@ -116,6 +116,23 @@ class Inventory:
             rows = session.scalars(ordered.limit(query.limit))
             return [records.instance(row) for row in rows]
 
+    def numbers_of_instances(self) -> dict[str, int]:
+        """Return how many instances each host has."""
+        count = (
+            select(InstanceRow.host, func.count())
+            .where(InstanceRow.deleted_at.is_(None))
+            .group_by(InstanceRow.host)
+        )
+        with self._database.read() as session:
+            return {host: number for host, number in session.execute(count)}
+
+    def sizes_of_project(self, project_id: str) -> list[Flavor]:
+        """Return the size of each instance of a project."""
+        mine = (InstanceRow.project_id == project_id, InstanceRow.deleted_at.is_(None))
+        with self._database.read() as session:
+            found = session.scalars(select(InstanceRow.flavor).where(*mine))
+            return [Flavor.from_wire(flavor) for flavor in found]
+
     def flavors(
         self, *, project_id: str | None, name: str | None = None, limit: int = 1000
     ) -> list[Flavor]:
@@ -271,6 +288,8 @@ def _take_instance(
         del values["power_state"], values["vm_state"]
     elif row.in_error:
         del values["vm_state"]
+    if row.renamed:
+        del values["name"]
     row.reported_at = at
     changed = {name: value for name, value in values.items() if getattr(row, name) != value}
     for name, value in changed.items():

@@ -118,6 +118,11 @@ class InstanceRow(Base):
     power_state: Mapped[int] = mapped_column(Integer)
     vm_state: Mapped[str] = mapped_column(String(32))
     task_state: Mapped[str | None] = mapped_column(Words(64))
+    #: Its user named it: what its host says of the name does not count any more.
+    renamed: Mapped[bool] = mapped_column(server_default=false())
+    description: Mapped[str | None] = mapped_column(Words(255))
+    #: What its user wrote on it; None: nothing yet.
+    user_metadata: Mapped[dict[str, Any] | None]
     #: A LockedBy: who locked it, and so who may unlock it; None: it is not locked.
     locked_by: Mapped[str | None] = mapped_column(String(16))
     locked_reason: Mapped[str | None] = mapped_column(Words(255))

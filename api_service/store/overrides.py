@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people set on an instance by themselves: its lock, and whether it counts as broken."""
+"""What people set on an instance by themselves: name, metadata, lock, whether it is broken."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import update
@@ -10,6 +11,7 @@ from sqlalchemy import update
 from api_service.store.engine import Database, retried
 from api_service.store.models import InstanceRow
 from common import clock
+from common.errors import InstanceNotFound
 from common.states import VM_STATE_OF_POWER_STATE, LockedBy, PowerState, VmState
 
 
@@ -18,6 +20,26 @@ class Overrides:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def describe(self, instance_uuid: str, changes: Mapping[str, str | None]) -> None:
+        """Set `name` or `description`; a name given once is not its host's to change any more."""
+        values: dict[str, Any] = dict(changes)
+        if "name" in changes:
+            values["renamed"] = True
+        self._set(instance_uuid, **values)
+
+    @retried
+    def change_metadata(
+        self, instance_uuid: str, change: Callable[[dict[str, str]], dict[str, str]]
+    ) -> dict[str, str]:
+        """Have `change` make the new metadata of the old, or raise; return the new."""
+        with self._database.write() as session:
+            row = session.get(InstanceRow, instance_uuid, with_for_update=True)
+            if row is None or row.deleted_at is not None:
+                raise InstanceNotFound(f"Instance {instance_uuid} could not be found.")
+            changed = change(dict(row.user_metadata or {}))
+            row.user_metadata, row.updated_at = changed, clock.now()
+            return changed
 
     def lock(self, instance_uuid: str, *, by: LockedBy, reason: str | None) -> None:
         """Lock an instance."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Collection
 from typing import Any
 
 from api_service.store.models import AgentRow, InstanceRow, JobRow
@@ -56,6 +57,9 @@ class Instance:
     power_state: PowerState
     vm_state: VmState
     task_state: str | None
+    description: str | None
+    #: What its user wrote on it.
+    metadata: dict[str, str]
     locked_by: str | None
     locked_reason: str | None
     in_error: bool
@@ -148,7 +152,8 @@ def agent(row: AgentRow) -> Agent:
 
 def instance(row: InstanceRow) -> Instance:
     """Return the record of a row."""
-    fields = _fields_of(Instance, row)
+    fields = _fields_of(Instance, row, but={"metadata"})
+    fields["metadata"] = dict(row.user_metadata or {})
     fields["flavor"] = Flavor.from_wire(row.flavor)
     fields["power_state"] = PowerState(row.power_state)
     fields["vm_state"] = VmState(row.vm_state)
@@ -165,5 +170,6 @@ def job(row: JobRow) -> Job:
     return Job(**fields)
 
 
-def _fields_of(kind: type[Any], row: object) -> dict[str, Any]:
-    return {field.name: getattr(row, field.name) for field in dataclasses.fields(kind)}
+def _fields_of(kind: type[Any], row: object, but: Collection[str] = frozenset()) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in but]
+    return {name: getattr(row, name) for name in names}

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from api_service.microversions import MAXIMUM
+from api_service.store.overrides import Overrides
 from common.messages import InstanceRecord
 from common.states import PowerState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.conftest import Cloud, headers
 
 rest_client = pytest.importorskip(
     "tempest.lib.common.jsonschema_validator", reason="tempest judges the shapes"
@@ -103,3 +104,56 @@ def test_the_versions_documents_have_novas_shape(cloud: Cloud) -> None:
     judge(cloud.http.simulate_get("/"), "versions", "list_versions", "2.1")
     for path in ("/v2.1/", "/v2/"):
         judge(cloud.http.simulate_get(path), "versions", "get_one_version", "2.1")
+
+
+#: URL, tempest's noun and name, who asks, and the version from which tempest has no word on it.
+READS = [
+    ("/os-hypervisors", "hypervisors", "list_search_hypervisors", "admin:ops", 88),
+    ("/os-hypervisors/detail", "hypervisors", "list_hypervisors_detail", "admin:ops", 88),
+    ("/os-availability-zone", "availability_zone", "list_availability_zone_list", None, 999),
+    (
+        "/os-availability-zone/detail",
+        "availability_zone",
+        "list_availability_zone_list_detail",
+        "admin:ops",
+        999,
+    ),
+    ("/os-aggregates", "aggregates", "list_aggregates", "admin:ops", 999),
+    ("/limits", "limits", "get_limit", None, 999),
+    ("/extensions", "extensions", "list_extensions", None, 999),
+    ("/servers/{uuid}/os-instance-actions", "servers", "list_instance_actions", None, 999),
+    (
+        "/servers/{uuid}/os-instance-actions/{request_id}",
+        "servers",
+        "show_instance_action",
+        "admin:ops",
+        999,
+    ),
+    ("/servers/{uuid}/metadata", "servers", "list_server_metadata", None, 999),
+    ("/servers/{uuid}/metadata/a", "servers", "set_show_server_metadata_item", None, 999),
+]
+
+
+@pytest.mark.parametrize(("url", "noun", "name", "token", "until"), READS)
+def test_what_else_is_read_has_novas_shape_in_every_version(
+    cloud: Cloud, busy: InstanceRecord, url: str, noun: str, name: str, token: str, until: int
+) -> None:
+    jobs = cloud.ledger.jobs(instance_uuid=busy.uuid)
+    url = url.format(uuid=busy.uuid, request_id=jobs[0].context["request_id"])
+    Overrides(cloud.database).change_metadata(busy.uuid, lambda _: {"a": "1"})
+    for version in VERSIONS:
+        if int(version.partition(".")[2]) < until:
+            reply = cloud.get(f"/v2.1{url}", token or "demo:p-demo", version)
+            judge(reply, noun, name, version)
+
+
+def test_an_update_answers_with_novas_shape_in_every_version(
+    cloud: Cloud, busy: InstanceRecord
+) -> None:
+    for version in VERSIONS:
+        reply = cloud.http.simulate_put(
+            f"/v2.1/servers/{busy.uuid}",
+            json={"server": {"name": "other"}},
+            headers=headers("demo:p-demo", version),
+        )
+        judge(reply, "servers", "update_server", version)

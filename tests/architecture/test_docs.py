@@ -44,7 +44,7 @@ def test_each_place_of_a_requests_way_exists(path: str, name: str) -> None:
 
 
 def test_the_way_is_told_from_the_route_to_the_view() -> None:
-    assert (STEPS[0][0], STEPS[-1][0]) == ("api_service/app.py", "api_service/views.py")
+    assert (STEPS[0][0], STEPS[-1][0]) == ("api_service/app.py", "api_service/views/servers.py")
 
 
 @pytest.mark.parametrize(

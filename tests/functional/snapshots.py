@@ -83,9 +83,11 @@ def ask(cloud: Cloud, guest: Guest, name: str = "snap", **metadata: str) -> Aske
     return Asked(cloud, guest, answer.json()["image_id"])
 
 
-def openstack(cloud: Cloud, *arguments: str, bin_directory: Path) -> Any:
+def openstack(
+    cloud: Cloud, *arguments: str, bin_directory: Path, who: str = "stillframe-demo"
+) -> Any:
     """Run the stock client, unmodified, and return what it prints as JSON."""
-    command = [str(bin_directory / "openstack"), "--os-cloud", "stillframe-demo"]
+    command = [str(bin_directory / "openstack"), "--os-cloud", who]
     done = subprocess.run(
         [*command, *arguments, "-f", "json"],
         env={**os.environ, "OS_CLIENT_CONFIG_FILE": str(cloud.clouds_file)},

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import openstack as sdk
@@ -13,11 +14,12 @@ import openstack.config as sdk_config
 import pytest
 
 from tests.functional.conftest import ROOT, python
-from tests.functional.snapshots import openstack
+from tests.functional.snapshots import ask, openstack
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
 BIN = Path(sys.executable).parent
+NewGuest = Callable[..., Guest]
 
 
 def test_openstack_server_list_shows_the_instance(cloud: Cloud, running_guest: Guest) -> None:
@@ -81,3 +83,52 @@ def test_the_wsgi_application_is_importable_by_any_server(cloud: Cloud) -> None:
         check=False,
     )
     assert done.stdout.endswith("['v2.0', 'v2.1']\n"), done.stderr
+
+
+def test_openstack_reads_what_else_there_is(cloud: Cloud, running_guest: Guest) -> None:
+    """As an administrator: hosts are not a tenant's business."""
+
+    def rows(*words: str) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = openstack(
+            cloud, *words, bin_directory=BIN, who="stillframe-admin"
+        )
+        return found
+
+    ask(cloud, running_guest).ended()
+    (hypervisor,) = rows("hypervisor", "list")
+    assert (hypervisor["State"], hypervisor["Hypervisor Type"]) == ("up", "QEMU")
+    assert [row["Host"] for row in rows("compute", "service", "list")] == [cloud.host]
+    assert [row["Zone Name"] for row in rows("availability", "zone", "list", "--compute")] == [
+        "nova"
+    ]
+    assert "m1.tiny" in [row["Name"] for row in rows("flavor", "list")]
+    events = rows("server", "event", "list", running_guest.uuid)
+    assert events[0]["Action"] == "createImage"
+    event = openstack(
+        cloud,
+        *("server", "event", "show", running_guest.uuid, events[0]["Request ID"]),
+        bin_directory=BIN,
+    )
+    assert "compute_snapshot_instance" in str(event["events"])
+
+
+def test_openstack_names_and_marks_a_server(cloud: Cloud, new_guest: NewGuest) -> None:
+    guest = new_guest(start=False)
+    words = ["--os-compute-api-version", "2.96", "server", "set", "--name", "renamed"]
+    words += ["--description", "mine", "--property", "k=v"]
+    done = subprocess.run(
+        [str(BIN / "openstack"), "--os-cloud", "stillframe-demo", *words, guest.uuid],
+        env={**os.environ, "OS_CLIENT_CONFIG_FILE": str(cloud.clouds_file)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    words = ["--os-compute-api-version", "2.96", "server", "show", "renamed"]
+    shown = openstack(cloud, *words, bin_directory=BIN)
+    assert (shown["id"], shown["description"], shown["properties"]) == (
+        guest.uuid,
+        "mine",
+        {"k": "v"},
+    )

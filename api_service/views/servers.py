@@ -1,21 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From our records to Nova's bodies, by microversion.
-
-Each key that a version added stands in a table with that version; a body has
-no key of our own, since clients validate replies strictly.
-"""
+"""Servers, by microversion: each key that a version added stands in a table with that version."""
 
 from __future__ import annotations
 
-import dataclasses
-import datetime as dt
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from api_service.microversions import MAXIMUM, MINIMUM, Version
-from api_service.store.records import Agent, Instance, Job
-from common.messages import Flavor
+from api_service.store.records import Instance
+from api_service.views.viewer import Viewer, links, time_of
 from common.states import TaskState, VmState
 
 #: Nova's status by vm state, and by task state where that says more.
@@ -40,20 +34,12 @@ STATUSES = frozenset(
     """.split()  # noqa: SIM905 # as words it can be read
 )
 
-_MIB_PER_GIB = 1024
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Viewer:
-    """Who looks, from where, and in which version of the API."""
-
-    base_url: str
-    version: Version
-    is_admin: bool
-    #: May see where a server runs, and the other `OS-EXT-SRV-ATTR`.
-    sees_hosts: bool
-    #: The hosts whose agent is up, for `host_status`.
-    live_hosts: frozenset[str] = frozenset()
+_WHOLE_ANSWER = Version(2, 75)
+#: Keys that came with Nova's extensions.
+_EXTENSIONS = (
+    *("OS-EXT-", "OS-SRV-USG:", "os-extended-volumes:"),
+    *("config_drive", "key_name", "host_status"),
+)
 
 
 def status_of(instance: Instance) -> str:
@@ -73,7 +59,7 @@ def server_summary(instance: Instance, viewer: Viewer) -> dict[str, Any]:
     return {
         "id": instance.uuid,
         "name": instance.name,
-        "links": _links(viewer, "servers", instance.uuid),
+        "links": links(viewer, "servers", instance.uuid),
     }
 
 
@@ -86,7 +72,7 @@ def server(instance: Instance, viewer: Viewer, *, show: bool) -> dict[str, Any]:
     if instance.vm_state is VmState.ERROR:
         body["fault"] = {
             "code": 500,
-            "created": _time(instance.updated_at),
+            "created": time_of(instance.updated_at),
             "message": "An administrator holds the instance to be broken."
             if instance.in_error
             else "The guest has crashed.",
@@ -98,104 +84,12 @@ def server(instance: Instance, viewer: Viewer, *, show: bool) -> dict[str, Any]:
     return body
 
 
-def flavor(flavor_: Flavor, viewer: Viewer) -> dict[str, Any]:
-    """Return a flavor's body, as `GET /flavors/{id}` has it."""
-    body: dict[str, Any] = {
-        "id": flavor_.name,
-        "name": flavor_.name,
-        "vcpus": flavor_.vcpus,
-        "ram": flavor_.memory_mib,
-        "disk": flavor_.disk_gib,
-        "swap": flavor_.swap_mib or "",
-        "OS-FLV-EXT-DATA:ephemeral": flavor_.ephemeral_gib,
-        "OS-FLV-DISABLED:disabled": False,
-        "os-flavor-access:is_public": True,
-        "rxtx_factor": 1.0,
-        "links": _links(viewer, "flavors", flavor_.name),
-    }
-    if viewer.version >= Version(2, 55):
-        body["description"] = None
-    if viewer.version >= Version(2, 61):
-        body["extra_specs"] = {}
-    if viewer.version >= Version(2, 75):
-        body["swap"] = flavor_.swap_mib
-    return body
-
-
-def flavor_summary(flavor_: Flavor, viewer: Viewer) -> dict[str, Any]:
-    """Return an entry of `GET /flavors`."""
-    body = {
-        "id": flavor_.name,
-        "name": flavor_.name,
-        "links": _links(viewer, "flavors", flavor_.name),
-    }
-    return body | ({"description": None} if viewer.version >= Version(2, 55) else {})
-
-
-def service(agent: Agent, viewer: Viewer, *, up: bool) -> dict[str, Any]:
-    """Return an agent as an entry of `GET /os-services`."""
-    body: dict[str, Any] = {
-        "id": service_id(agent.host) if viewer.version >= Version(2, 53) else _number(agent.host),
-        "binary": "nova-compute",
-        "host": agent.host,
-        "zone": "nova",
-        "status": "enabled",
-        "state": "up" if up else "down",
-        "updated_at": agent.last_seen_at.replace(tzinfo=None).isoformat(),
-        "disabled_reason": None,
-    }
-    return body | ({"forced_down": False} if viewer.version >= Version(2, 11) else {})
-
-
-def job(job_: Job) -> dict[str, Any]:
-    """Return a job of `/v1/jobs`."""
-    capture = job_.capture.to_wire() if job_.capture else None
-    return {
-        "id": job_.id,
-        "kind": job_.kind,
-        "state": job_.state,
-        "instance_uuid": job_.instance_uuid,
-        "project_id": job_.project_id,
-        "user_id": job_.user_id,
-        "image_id": job_.image_id or None,
-        "step": job_.step,
-        "progress": job_.bytes_done * 100 // job_.bytes_total if job_.bytes_total else 0,
-        "bytes_done": job_.bytes_done,
-        "bytes_total": job_.bytes_total,
-        "rate_bytes_s": job_.rate_bytes_s,
-        "eta_s": job_.eta_s,
-        "size_bytes": job_.size_bytes,
-        "sha512": job_.sha512,
-        "capture": capture,
-        "images": [image.to_wire() for image in job_.images],
-        "options": {name: value for name, value in job_.options.items() if value is not None},
-        "cancel_asked_at": _time(job_.cancel_asked_at) if job_.cancel_asked_at else None,
-        "steps": [step.to_wire() for step in job_.steps],
-        "reason": job_.reason,
-        "reason_code": job_.reason_code,
-        "created_at": _time(job_.created_at),
-        "accepted_at": _time(job_.accepted_at) if job_.accepted_at else None,
-        "finished_at": _time(job_.finished_at) if job_.finished_at else None,
-    }
-
-
-def version_document(version_id: str, base_url: str) -> dict[str, Any]:
-    """Return one entry of the versions documents."""
-    is_current = version_id == "v2.1"
-    return {
-        "id": version_id,
-        "status": "CURRENT" if is_current else "SUPPORTED",
-        "version": str(MAXIMUM) if is_current else "",
-        "min_version": str(MINIMUM) if is_current else "",
-        "updated": "2013-07-23T11:33:21Z" if is_current else "2011-01-21T11:33:21Z",
-        "links": [{"rel": "self", "href": f"{base_url}/{'v2.1' if is_current else 'v2'}/"}],
-    }
-
-
-def service_id(host: str) -> str:
-    """Return the UUID-shaped id of a host's agent; the same host has always the same."""
-    digest = hashlib.sha256(host.encode()).hexdigest()
-    return "-".join((digest[:8], digest[8:12], digest[12:16], digest[16:20], digest[20:32]))
+def updated_server(instance: Instance, viewer: Viewer) -> dict[str, Any]:
+    """Return the body that answers a change: all of it from 2.75 on, before what the core had."""
+    body = server(instance, viewer, show=True)
+    if viewer.version >= _WHOLE_ANSWER:
+        return body
+    return {key: value for key, value in body.items() if not key.startswith(_EXTENSIONS)}
 
 
 def _always(instance: Instance, viewer: Viewer) -> dict[str, Any]:
@@ -204,11 +98,11 @@ def _always(instance: Instance, viewer: Viewer) -> dict[str, Any]:
         "status": status_of(instance),
         "tenant_id": instance.project_id,
         "user_id": instance.user_id,
-        "metadata": {},
+        "metadata": instance.metadata,
         "hostId": hashlib.sha224(f"{instance.project_id}{instance.host}".encode()).hexdigest(),
         "image": _image(instance, viewer),
-        "created": _time(instance.created_at),
-        "updated": _time(instance.updated_at),
+        "created": time_of(instance.created_at),
+        "updated": time_of(instance.updated_at),
         "addresses": {},
         "accessIPv4": "",
         "accessIPv6": "",
@@ -230,7 +124,7 @@ Make = Callable[[Instance, Viewer], dict[str, Any]]
 
 def _flavor_link(instance: Instance, viewer: Viewer) -> dict[str, Any]:
     name = instance.flavor.name
-    return {"flavor": {"id": name, "links": [_links(viewer, "flavors", name)[1]]}}
+    return {"flavor": {"id": name, "links": [links(viewer, "flavors", name)[1]]}}
 
 
 def _flavor_embedded(instance: Instance, _viewer: Viewer) -> dict[str, Any]:
@@ -276,6 +170,10 @@ def _locked_reason(instance: Instance, _viewer: Viewer) -> dict[str, Any]:
     return {"locked_reason": instance.locked_reason}
 
 
+def _description(instance: Instance, _viewer: Viewer) -> dict[str, Any]:
+    return {"description": instance.description}
+
+
 def _host_status(instance: Instance, viewer: Viewer) -> dict[str, Any]:
     return {"host_status": "UP" if instance.host in viewer.live_hosts else "UNKNOWN"}
 
@@ -304,7 +202,7 @@ _KEYS: tuple[tuple[Version, Version, Callable[[Viewer], bool], bool, Make], ...]
     (Version(2, 3), MAXIMUM, _who_sees_hosts, False, _extended_attributes),
     (Version(2, 9), MAXIMUM, _everybody, False, _locked),
     (Version(2, 16), MAXIMUM, _admins, False, _host_status),
-    (Version(2, 19), MAXIMUM, _everybody, False, _constant(description=None)),
+    (Version(2, 19), MAXIMUM, _everybody, False, _description),
     (Version(2, 26), MAXIMUM, _everybody, False, _constant(tags=[])),
     (Version(2, 63), MAXIMUM, _everybody, False, _constant(trusted_image_certificates=None)),
     (Version(2, 71), MAXIMUM, _everybody, True, _constant(server_groups=[])),
@@ -323,20 +221,5 @@ _KEYS: tuple[tuple[Version, Version, Callable[[Viewer], bool], bool, Make], ...]
 def _image(instance: Instance, viewer: Viewer) -> dict[str, Any] | str:
     if instance.image_ref is None:
         return ""
-    bookmark = _links(viewer, "images", instance.image_ref)[1]
+    bookmark = links(viewer, "images", instance.image_ref)[1]
     return {"id": instance.image_ref, "links": [bookmark]}
-
-
-def _links(viewer: Viewer, collection: str, item: str) -> list[dict[str, str]]:
-    return [
-        {"rel": "self", "href": f"{viewer.base_url}/v2.1/{collection}/{item}"},
-        {"rel": "bookmark", "href": f"{viewer.base_url}/{collection}/{item}"},
-    ]
-
-
-def _number(host: str) -> int:
-    return int(hashlib.sha256(host.encode()).hexdigest()[:7], 16)
-
-
-def _time(value: dt.datetime) -> str:
-    return value.strftime("%Y-%m-%dT%H:%M:%SZ")

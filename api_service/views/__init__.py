@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From our records to Nova's bodies, by microversion; `views.<noun>` makes one.
+
+A body has no key of our own, since clients validate replies strictly.
+"""
+
+from api_service.views.actions import (
+    instance_action,
+    instance_action_with_events,
+    request_id_of,
+)
+from api_service.views.flavors import flavor, flavor_summary
+from api_service.views.hosts import host, hypervisor, hypervisor_summary, service
+from api_service.views.jobs import job
+from api_service.views.servers import (
+    STATUSES,
+    server,
+    server_summary,
+    states_of,
+    updated_server,
+)
+from api_service.views.versions import version_document
+from api_service.views.viewer import Viewer
+
+__all__ = [
+    "STATUSES",
+    "Viewer",
+    "flavor",
+    "flavor_summary",
+    "host",
+    "hypervisor",
+    "hypervisor_summary",
+    "instance_action",
+    "instance_action_with_events",
+    "job",
+    "request_id_of",
+    "server",
+    "server_summary",
+    "service",
+    "states_of",
+    "updated_server",
+    "version_document",
+]

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stock clients ask besides servers: hosts, limits, metadata, what was done to a server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from common.messages import InstanceRecord
+from common.states import JobKind
+from tests.api import agents as agent_says
+from tests.api.conftest import Cloud, headers
+from tests.api.test_create_image import message_of
+
+ADMIN, DEMO, OTHER = "admin:ops", "demo:p-demo", "eve:p-other"
+
+
+def send(cloud: Cloud, method: str, url: str, body: Any = None, who: str = DEMO) -> Any:
+    return cloud.http.simulate_request(
+        method, f"/v2.1{url}", json=body, headers=headers(who, "2.96")
+    )
+
+
+def done(cloud: Cloud, cast: dict[str, Any]) -> None:
+    """Let the agent say that the snapshot is made."""
+    ids = cast["job_id"], cast["instance"]["uuid"], cast["image_id"]
+    cloud.report("job_finished", agent_says.finished(*ids))
+
+
+def test_hypervisors_are_found_by_pattern_and_id(cloud: Cloud, instance: InstanceRecord) -> None:
+    (listed,) = cloud.get("/v2.1/os-hypervisors", ADMIN, "2.53").json["hypervisors"]
+    one = cloud.get(f"/v2.1/os-hypervisors/{listed['id']}", ADMIN, "2.53").json["hypervisor"]
+    assert (one["running_vms"], one["memory_mb"], one["state"]) == (1, 16_384, "up")
+    pattern = "/v2.1/os-hypervisors?hypervisor_hostname_pattern="
+    assert cloud.get(pattern + "COMPUTE", ADMIN).json["hypervisors"]
+    assert cloud.get(pattern + "nowhere", ADMIN).status_code == 404
+    assert cloud.get("/v2.1/os-hypervisors/web", ADMIN, "2.53").status_code == 400
+    assert cloud.get("/v2.1/os-hypervisors/7", ADMIN, "2.52").status_code == 404
+    number = cloud.get("/v2.1/os-hypervisors", ADMIN, "2.52").json["hypervisors"][0]["id"]
+    assert isinstance(number, int)
+    assert cloud.get(f"/v2.1/os-hypervisors/{number}", ADMIN, "2.52").status_code == 200
+    newest = cloud.get(f"/v2.1/os-hypervisors/{listed['id']}", ADMIN, "2.88").json["hypervisor"]
+    assert "vcpus" not in newest
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/v2.1/os-hypervisors",
+        "/v2.1/os-hypervisors/detail",
+        "/v2.1/os-availability-zone/detail",
+        "/v2.1/os-aggregates",
+        "/v1/hosts",
+    ],
+)
+def test_hosts_are_the_operators_business(cloud: Cloud, instance: InstanceRecord, url: str) -> None:
+    assert cloud.get(url).status_code == 403
+    assert cloud.get(url, ADMIN).status_code == 200
+
+
+def test_the_fleet_is_seen_as_it_is(cloud: Cloud, instance: InstanceRecord) -> None:
+    cloud.announce(instance, open_jobs=("a-job",))
+    (host,) = cloud.get("/v1/hosts", ADMIN).json["hosts"]
+    assert (host["state"], host["instances"], host["open_jobs"]) == ("up", 1, ["a-job"])
+    assert host["release"] == "0.1.0"
+
+
+def test_a_new_name_stays_and_is_found(cloud: Cloud, instance: InstanceRecord) -> None:
+    body = {"server": {"name": "renamed", "description": "the first"}}
+    shown = send(cloud, "PUT", f"/servers/{instance.uuid}", body).json["server"]
+    assert (shown["name"], shown["description"]) == ("renamed", "the first")
+    cloud.announce(instance)
+    server = cloud.server(instance.uuid)
+    assert (server["name"], server["description"]) == ("renamed", "the first")
+    assert cloud.get("/v2.1/servers?name=^renamed$").json["servers"]
+    assert not cloud.get("/v2.1/servers?name=^web$").json["servers"]
+    nothing = {"server": {"description": None}}
+    assert send(cloud, "PUT", f"/servers/{instance.uuid}", nothing).json["server"]["name"] == (
+        "renamed"
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"server": {}},
+        {"server": {"name": ""}},
+        {"server": {"name": " web"}},
+        {"server": {"flavor": "m1.huge"}},
+        {"server": {"description": "a" * 256}},
+    ],
+)
+def test_what_cannot_be_changed_is_400(
+    cloud: Cloud, instance: InstanceRecord, body: dict[str, Any]
+) -> None:
+    message_of(send(cloud, "PUT", f"/servers/{instance.uuid}", body), 400)
+
+
+def test_before_2_19_there_is_no_description(cloud: Cloud, instance: InstanceRecord) -> None:
+    url, body = f"/v2.1/servers/{instance.uuid}", {"server": {"description": "x"}}
+    reply = cloud.http.simulate_put(url, json=body, headers=headers(DEMO, "2.18"))
+    assert reply.status_code == 400
+
+
+def test_metadata_is_added_replaced_read_and_removed(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    url = f"/servers/{instance.uuid}/metadata"
+    assert send(cloud, "GET", url).json == {"metadata": {}}
+    added = send(cloud, "POST", url, {"metadata": {"a": "1", "b": "2"}})
+    assert (added.status_code, added.json) == (200, {"metadata": {"a": "1", "b": "2"}})
+    assert send(cloud, "POST", url, {"metadata": {"b": "3"}}).json["metadata"]["a"] == "1"
+    assert send(cloud, "PUT", f"{url}/c", {"meta": {"c": "4"}}).json == {"meta": {"c": "4"}}
+    assert send(cloud, "GET", f"{url}/b").json == {"meta": {"b": "3"}}
+    assert send(cloud, "DELETE", f"{url}/b").status_code == 204
+    message_of(send(cloud, "GET", f"{url}/b"), 404)
+    message_of(send(cloud, "DELETE", f"{url}/b"), 404)
+    cloud.announce(instance)
+    assert cloud.server(instance.uuid)["metadata"] == {"a": "1", "c": "4"}
+    assert send(cloud, "PUT", url, {"metadata": {}}).json == {"metadata": {}}
+
+
+def test_metadata_that_makes_no_sense_is_refused(cloud: Cloud, instance: InstanceRecord) -> None:
+    url = f"/servers/{instance.uuid}/metadata"
+    for body in ({"metadata": {"a": 1}}, {"metadata": {"ä": "1"}}, {"meta": {}}, {}):
+        message_of(send(cloud, "POST", url, body), 400)
+    message_of(send(cloud, "PUT", f"{url}/a", {"meta": {"b": "1"}}), 400)
+    many = {"metadata": {f"k{n}": "v" for n in range(129)}}
+    assert send(cloud, "POST", url, many).status_code == 403
+    assert send(cloud, "GET", url).json == {"metadata": {}}
+    message_of(send(cloud, "GET", url, who=OTHER), 404)
+
+
+def test_metadata_of_a_locked_or_busy_instance_stays(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    url = f"/servers/{instance.uuid}/metadata"
+    cloud.snapshot(instance.uuid)
+    message_of(send(cloud, "POST", url, {"metadata": {"a": "1"}}), 409)
+    cast = cloud.casts.next()
+    cloud.report(
+        "job_finished", agent_says.finished(cast["job_id"], instance.uuid, cast["image_id"])
+    )
+    cloud.act(instance.uuid, {"lock": None})
+    message_of(send(cloud, "POST", url, {"metadata": {"a": "1"}}), 409)
+    assert send(cloud, "POST", url, {"metadata": {"a": "1"}}, ADMIN).status_code == 200
+
+
+def test_what_was_done_is_found_by_the_id_of_its_request(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    reply = cloud.snapshot(instance.uuid)
+    cast = cloud.casts.next()
+    url = f"/servers/{instance.uuid}/os-instance-actions"
+    running = send(cloud, "GET", f"{url}/{reply.headers['x-compute-request-id']}").json
+    assert running["instanceAction"]["events"][0]["finish_time"] is None
+    cloud.report(
+        "job_finished", agent_says.finished(cast["job_id"], instance.uuid, cast["image_id"])
+    )
+    cloud.act(instance.uuid, {"os-stop": None})
+    stop = cloud.casts.next()
+    failed = {"kind": JobKind.STOP, "state": "error", "reason": "no", "capture": None}
+    cloud.report("job_finished", agent_says.finished(stop["job_id"], instance.uuid, "", **failed))
+
+    newest, oldest = send(cloud, "GET", url).json["instanceActions"]
+    assert (newest["action"], newest["message"]) == ("stop", "Error")
+    assert (oldest["action"], oldest["message"]) == ("createImage", None)
+    assert oldest["request_id"] == reply.headers["x-compute-request-id"]
+    shown = send(cloud, "GET", f"{url}/{oldest['request_id']}").json["instanceAction"]
+    names = [event["event"] for event in shown["events"]]
+    assert names == ["compute_snapshot_instance", "compute_snapshot_capture"]
+    assert {event["result"] for event in shown["events"]} == {"Success"}
+    assert "traceback" not in shown["events"][0]
+    message_of(send(cloud, "GET", f"{url}/req-none"), 404)
+    message_of(send(cloud, "GET", url, who=OTHER), 404)
+
+
+def test_limits_count_what_the_project_has(cloud: Cloud, instance: InstanceRecord) -> None:
+    limits = cloud.get("/v2.1/limits").json["limits"]["absolute"]
+    assert limits["totalInstancesUsed"] == 1
+    assert cloud.get("/v2.1/limits", OTHER).json["limits"]["absolute"]["totalInstancesUsed"] == 0
+    assert "maxImageMeta" not in limits
+    old = cloud.get("/v2.1/limits", version="2.38").json["limits"]["absolute"]
+    assert old["maxImageMeta"] == 128
+
+
+def test_extensions_and_aggregates_that_are_not_there_are_404(cloud: Cloud) -> None:
+    aliases = [one["alias"] for one in cloud.get("/v2.1/extensions").json["extensions"]]
+    assert cloud.get(f"/v2.1/extensions/{aliases[0]}").status_code == 200
+    assert cloud.get("/v2.1/extensions/os-nothing").status_code == 404
+    assert cloud.get("/v2.1/os-aggregates/1", ADMIN).status_code == 404

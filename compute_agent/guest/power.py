@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
 import libvirt
 
 from common.states import PowerState
-from compute_agent.guest.errors import translated
+from compute_agent.guest.errors import HypervisorError, translated
 from compute_agent.guest.handle import Handle
 
 _LOOK_S = 0.1
+#: A guest that still boots misses its button: it is pressed again, as Nova does.
+_PRESS_AGAIN_S = 10.0
 
 _POWER_STATES: dict[int, PowerState] = {
     libvirt.VIR_DOMAIN_NOSTATE: PowerState.NOSTATE,
@@ -49,27 +52,53 @@ class Power(Handle):
                 with translated("resuming it"):
                     self._domain.resume()
 
+    def run_id(self) -> str:
+        """Return what is another after each start, and empty while it is off."""
+        # Asked anew: the id of libvirt's handle is that of when it was found.
+        return self.describe().get("id", "")
+
     def start(self) -> None:
         """Switch it on; harmless on a guest that is on."""
-        if not self.is_active():
+        if self.is_active():
+            return
+        try:
             with translated("starting it"):
                 self._domain.create()
+        except HypervisorError:
+            if not self.is_active():
+                raise
 
     def shut_down(self, timeout_s: float, stopped: threading.Event) -> bool:
         """Press its power button and wait until it is off; False if it is not by then.
 
         Gives up sooner when `stopped` is set.
         """
-        deadline = time.monotonic() + timeout_s
-        with translated("pressing its power button"):
-            self._domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+        press_at = time.monotonic()
+        deadline = press_at + timeout_s
         while self.is_active():
-            if time.monotonic() >= deadline or stopped.wait(_LOOK_S):
+            now = time.monotonic()
+            if now >= deadline:
+                return False
+            if now >= press_at:
+                self._press_button()
+                press_at = now + _PRESS_AGAIN_S
+            if stopped.wait(_LOOK_S):
                 return False
         return True
 
     def cut_power(self) -> None:
         """Switch it off at once; harmless on a guest that is off."""
-        if self.is_active():
+        if not self.is_active():
+            return
+        try:
             with translated("cutting its power"):
                 self._domain.destroy()
+        except HypervisorError:
+            # A guest whose time to shut down is over may do so just now.
+            if self.is_active():
+                raise
+
+    def _press_button(self) -> None:
+        # A guest without one, or that goes off meanwhile, is as one that does not obey.
+        with contextlib.suppress(HypervisorError), translated("pressing its power button"):
+            self._domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)

@@ -4,7 +4,8 @@
 The endpoint and recovery submit journal entries; each is worked on in a thread
 with its request's context bound, and ends in an outcome that the reporter
 delivers, whatever the work raised. A job that has not begun when the agent
-stops stays in the journal for the next start.
+stops stays in the journal for the next start, and so does a change of power
+that the stop interrupts.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ LOG = logging.getLogger(__name__)
 #: Left of the time to stop, for undoing what was interrupted.
 _UNDO_S = 5.0
 _LOOK_S = 0.1
-#: Power states that change side by side.
-_QUICK_JOBS = 4
+#: Power states that change side by side: guests that do not obey their button, for a minute
+#: each, must not keep those of others waiting. The threads only wait.
+_QUICK_JOBS = 16
 MB = 10**6
 
 
@@ -172,8 +174,8 @@ Runner = Callable[["Job"], None]
 class Jobs:
     """The agent's working loop; `runners` do the jobs, each kind's its own.
 
-    `limit` bounds what makes images. What only changes a power state takes
-    moments and never waits for those.
+    `limit` bounds what makes images. What only changes a power state never
+    waits for those.
     """
 
     name = "jobs"
@@ -297,7 +299,11 @@ class Jobs:
             job.adjust(limit)
         try:
             with context.bound(job.context):
-                job.finish(self._outcome_error(job))
+                error = self._outcome_error(job)
+                if _goes_on_later(job, error):
+                    LOG.info("Job %s goes on when the agent starts again", entry.job_id)
+                else:
+                    job.finish(error)
         except Exception:
             # The journal keeps the entry open: the next start ends it properly.
             LOG.exception("The outcome of job %s could not be recorded", entry.job_id)
@@ -337,6 +343,15 @@ class Jobs:
                 return False
             time.sleep(_LOOK_S)
         return True
+
+
+def _goes_on_later(job: Job, error: StillframeError | None) -> bool:
+    """Tell whether a change of power was interrupted: the guest may be on its way down.
+
+    Only the next agent sees what came of that, and ends the job by it.
+    """
+    is_interrupted = error is job.why_stopped and isinstance(error, JobInterrupted)
+    return is_interrupted and job.entry.request.kind in POWER_KINDS
 
 
 def _state_of(error: StillframeError | None) -> JobState:

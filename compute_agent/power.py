@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jobs that only change a power state: pause, unpause, start, stop, reboot.
 
-ACTIONS says what does each. All but the reboot can be done again without harm:
-one that the agent's end interrupted is simply done at the next start.
+ACTIONS says what does each. One that the agent's end interrupted is gone on with
+at the next start, unless what the guest then is shows that it was done.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 
 from common import clock
-from common.errors import DeadlinePassed, JobInterrupted
+from common.errors import DeadlinePassed
 from common.messages import PowerRequest
 from common.states import FIRST_TASK_STATE, JobKind, PowerState, TaskState
 from compute_agent.guest.domain import Guest
@@ -22,6 +22,15 @@ from compute_agent.tools import Tools
 LOG = logging.getLogger(__name__)
 
 _HARD = "HARD"
+#: The fact in the journal: which run of the guest it was that the job found.
+_RUN = "run"
+#: What a guest is at when it was done.
+_GOALS: dict[JobKind, PowerState] = {
+    JobKind.PAUSE: PowerState.PAUSED,
+    JobKind.UNPAUSE: PowerState.RUNNING,
+    JobKind.START: PowerState.RUNNING,
+    JobKind.STOP: PowerState.SHUTDOWN,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +56,14 @@ class Powers:
         request = job.entry.request
         if not isinstance(request, PowerRequest):
             raise TypeError(f"job {job.entry.job_id} changes no power state")
-        if job.entry.step is not None:
-            _require_repeatable(request)
         guest = self._tools.hypervisor.guest(request.instance.uuid)
-        self._tools.journal.begin_step(job.entry.job_id, request.kind, {})
+        if job.entry.step is None:
+            facts = {_RUN: guest.run_id()}
+            self._tools.journal.begin_step(job.entry.job_id, request.kind, facts)
+        elif _has_come_about(job, request, guest):
+            job.result.power_state = guest.power_state()
+            LOG.info("The %s had come about before the compute agent ended", request.kind)
+            return
         job.begin_step(request.kind)
         job.tell(_task_state(request))
         asked = Asked(
@@ -111,9 +124,19 @@ def _task_state(request: PowerRequest) -> TaskState:
     return TaskState.REBOOTING_HARD if is_hard else FIRST_TASK_STATE[request.kind]
 
 
-def _require_repeatable(request: PowerRequest) -> None:
-    """Raise why what had begun before the agent's end is not done (again) now."""
+def _has_come_about(job: Job, request: PowerRequest, guest: Guest) -> bool:
+    """Tell whether what had begun before the agent's end was done; if not, it is done now.
+
+    Raises DeadlinePassed where it is too late for that.
+    """
     if request.kind is JobKind.REBOOT:
-        raise JobInterrupted("the compute agent ended during the reboot; look, and ask again")
-    if request.deadline is not None and request.deadline < clock.epoch_s():
+        if not guest.is_active():
+            return False  # we switched it off: however late, it does not stay so
+        # Another run than the one that was to end: it was started again.
+        has = job.entry.facts.get(_RUN) not in (None, guest.run_id())
+    else:
+        has = guest.power_state() is _GOALS[request.kind]
+    is_late = request.deadline is not None and request.deadline < clock.epoch_s()
+    if is_late and not has:
         raise DeadlinePassed(f"the compute agent ended during the {request.kind}; ask again")
+    return has

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable
 
 import pytest
 
 from common.errors import CaptureFailed, JobCancelled, StillframeError
-from common.messages import SnapshotRequest
+from common.messages import InstanceRef, JobRequest, PowerRequest, SnapshotRequest
 from common.states import JobKind, JobState
 from compute_agent.jobs import MB, Job, Jobs
 from compute_agent.journal import Entry, Journal
@@ -21,8 +22,8 @@ LONG_S = 20.0
 
 
 @pytest.fixture
-def entry_of(journal: Journal) -> Callable[[SnapshotRequest], Entry]:
-    def accept(request: SnapshotRequest) -> Entry:
+def entry_of(journal: Journal) -> Callable[[JobRequest], Entry]:
+    def accept(request: JobRequest) -> Entry:
         journal.accept(request, {})
         entry = journal.find(request.job_id)
         assert entry is not None
@@ -43,14 +44,14 @@ class Pipeline:
 
     def run(self, job: Job) -> None:
         with self.lock:
-            assert job.request.instance.uuid not in self.running
-            self.running.append(job.request.instance.uuid)
+            assert job.instance.uuid not in self.running
+            self.running.append(job.instance.uuid)
             self.most = max(self.most, len(self.running))
         self.began.release()
         while not self.go.acquire(timeout=0.02):
             job.raise_if_stopped()
         with self.lock:
-            self.running.remove(job.request.instance.uuid)
+            self.running.remove(job.instance.uuid)
 
 
 def jobs_with(run: Callable[[Job], None], reports: RecordedReports, limit: int = 2) -> Jobs:
@@ -189,3 +190,50 @@ def test_a_stop_interrupts_what_runs_and_leaves_what_waits_in_the_journal(
     jobs.stop(time.monotonic() + 5.5)
     assert [outcome.reason_code for outcome in reports.outcomes] == ["interrupted"]
     assert [entry.job_id for entry in journal.open_entries()] == [waiting.job_id]
+
+
+def power_request(kind: JobKind = JobKind.STOP) -> PowerRequest:
+    return PowerRequest(kind=kind, instance=InstanceRef(uuid=str(uuid.uuid4())))
+
+
+def test_a_change_of_power_that_a_stop_interrupts_stays_for_the_next_agent(
+    journal: Journal, reports: RecordedReports, entry_of: Callable[..., Entry]
+) -> None:
+    """Its guest may be going down: only the next agent can see what came of it."""
+    pipeline = Pipeline()
+    jobs = Jobs({JobKind.STOP: pipeline.run}, host="h", limit=1, reports=reports)
+    entry = entry_of(power_request())
+    jobs.submit(entry)
+    assert pipeline.began.acquire(timeout=LONG_S)
+    jobs.stop(time.monotonic() + 5.5)
+    assert reports.outcomes == []
+    assert [one.job_id for one in journal.open_entries()] == [entry.job_id]
+
+
+def test_one_that_somebody_cancels_ends(
+    reports: RecordedReports, entry_of: Callable[..., Entry]
+) -> None:
+    pipeline = Pipeline()
+    jobs = Jobs({JobKind.STOP: pipeline.run}, host="h", limit=1, reports=reports)
+    entry = entry_of(power_request())
+    jobs.submit(entry)
+    assert pipeline.began.acquire(timeout=LONG_S)
+    jobs.cancel(entry.job_id, JobCancelled("no more"))
+    wait_for(lambda: [outcome.state for outcome in reports.outcomes] == [JobState.CANCELLED])
+    jobs.stop(time.monotonic() + LONG_S)
+
+
+def test_guests_that_do_not_obey_keep_no_other_waiting(
+    reports: RecordedReports, entry_of: Callable[..., Entry]
+) -> None:
+    stuck, paused = Pipeline(), Pipeline()
+    runners = {JobKind.STOP: stuck.run, JobKind.PAUSE: paused.run}
+    jobs = Jobs(runners, host="h", limit=1, reports=reports)
+    for _ in range(8):
+        jobs.submit(entry_of(power_request()))
+    jobs.submit(entry_of(power_request(JobKind.PAUSE)))
+    assert paused.began.acquire(timeout=LONG_S)
+    stuck.go.release(8)
+    paused.go.release()
+    wait_for(lambda: len(reports.outcomes) == 9)
+    jobs.stop(time.monotonic() + LONG_S)

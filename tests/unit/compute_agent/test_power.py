@@ -29,6 +29,7 @@ class Guest:
         self.state = RUNNING
         self.obeys = True
         self.done: list[str] = []
+        self.starts = 0
 
     def guest(self, _uuid: str) -> Guest:
         return self
@@ -48,6 +49,13 @@ class Guest:
 
     def start(self) -> None:
         self._become("start", RUNNING)
+        self.starts += 1
+
+    def is_active(self) -> bool:
+        return self.state is not OFF
+
+    def run_id(self) -> str:
+        return str(self.starts) if self.is_active() else ""
 
     def cut_power(self) -> None:
         self._become("cut", OFF)
@@ -127,29 +135,99 @@ def test_an_agent_that_stops_cuts_no_power_for_it(
     assert (guest.done, job.result.power_state) == (["button"], RUNNING)
 
 
-def killed_in(journal: Journal, kind: JobKind, **asked: Any) -> Job:
+def next_of(journal: Journal, job: Job) -> Job:
     """Return the job as a new agent finds it whose predecessor died in the middle of it."""
-    job = job_of(journal, kind, **asked)
-    journal.begin_step(job.entry.job_id, kind, {})
     entry = journal.find(job.entry.job_id)
     assert entry is not None
     return Job(entry, "h", RecordedReports(journal))
 
 
+def killed_in(powers: Powers, journal: Journal, kind: JobKind, **asked: Any) -> Job:
+    """Return a job whose agent died when it had done what it did of it."""
+    job = job_of(journal, kind, **asked)
+    powers.run(job)
+    return next_of(journal, job)
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "after"),
+    [
+        (JobKind.STOP, RUNNING, OFF),
+        (JobKind.START, OFF, RUNNING),
+        (JobKind.PAUSE, RUNNING, PAUSED),
+        (JobKind.UNPAUSE, PAUSED, RUNNING),
+    ],
+)
 def test_what_an_agents_end_interrupted_is_done_by_the_next(
+    powers: Powers,
+    guest: Guest,
+    journal: Journal,
+    kind: JobKind,
+    state: PowerState,
+    after: PowerState,
+) -> None:
+    job = killed_in(powers, journal, kind)
+    guest.state = state
+    powers.run(job)
+    assert (guest.state, job.result.power_state) == (after, after)
+
+
+def test_but_not_after_its_deadline(powers: Powers, guest: Guest, journal: Journal) -> None:
+    job = killed_in(powers, journal, JobKind.STOP, deadline=1.0)
+    guest.state = RUNNING
+    guest.done.clear()
+    with pytest.raises(DeadlinePassed):
+        powers.run(job)
+    assert guest.done == []
+
+
+def test_what_has_come_about_is_done_however_late_the_next_agent_sees_it(
     powers: Powers, guest: Guest, journal: Journal
 ) -> None:
-    powers.run(killed_in(journal, JobKind.STOP))
-    assert guest.state is OFF
+    job = killed_in(powers, journal, JobKind.STOP, deadline=1.0)
+    guest.done.clear()
+    powers.run(job)
+    assert (guest.done, job.result.power_state) == ([], OFF)
 
 
-def test_but_not_after_its_deadline_and_no_reboot_is_done_twice(
+def interrupted_reboot(powers: Powers, guest: Guest, journal: Journal, **asked: Any) -> Job:
+    """Return a soft reboot whose agent died while the guest was still shutting down."""
+    guest.obeys = False
+    job = job_of(journal, JobKind.REBOOT, **asked)
+    job.stop(JobInterrupted("killed"))
+    with pytest.raises(JobInterrupted):
+        powers.run(job)
+    guest.obeys = True
+    guest.done.clear()
+    return next_of(journal, job)
+
+
+@pytest.mark.parametrize("deadline", [None, 1.0])
+def test_a_guest_that_a_reboot_left_off_is_switched_on_however_late(
+    powers: Powers, guest: Guest, journal: Journal, deadline: float | None
+) -> None:
+    job = interrupted_reboot(powers, guest, journal, deadline=deadline)
+    guest.state = OFF
+    powers.run(job)
+    assert (guest.done, guest.state) == (["cut", "start"], RUNNING)
+
+
+def test_a_reboot_that_was_not_over_is_done_and_one_that_was_is_not_done_twice(
+    powers: Powers, guest: Guest, journal: Journal
+) -> None:
+    job = interrupted_reboot(powers, guest, journal)
+    powers.run(job)
+    assert guest.done == ["button", "start"]
+    guest.done.clear()
+    powers.run(next_of(journal, job))
+    assert guest.done == []
+
+
+def test_a_reboot_that_was_not_over_is_not_done_after_its_deadline(
     powers: Powers, guest: Guest, journal: Journal
 ) -> None:
     with pytest.raises(DeadlinePassed):
-        powers.run(killed_in(journal, JobKind.STOP, deadline=1.0))
-    with pytest.raises(JobInterrupted):
-        powers.run(killed_in(journal, JobKind.REBOOT))
+        powers.run(interrupted_reboot(powers, guest, journal, deadline=1.0))
     assert guest.done == []
 
 

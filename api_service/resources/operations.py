@@ -11,6 +11,7 @@ from api_service import schemas, views
 from api_service.errors import Conflict, NotFound
 from api_service.resources.services import Resource, is_uuid
 from api_service.store.records import Job as JobRecord
+from common.states import IMAGE_KINDS
 
 LOG = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class Job(Resource):
         body = schemas.read_body(request)
         schemas.validate(schemas.ADJUST_JOB, body)
         job = self._job(request, job_id, "stillframe:jobs:adjust")
+        if job.kind not in IMAGE_KINDS:
+            raise Conflict(f"Job {job.id} reads no data that could be limited: it is a {job.kind}.")
         adjusted = self.services.ledger.limit(job.id, body["bandwidth_limit"])
         if adjusted is None:
             raise Conflict(f"Job {job.id} has ended already: it is {job.state}.")

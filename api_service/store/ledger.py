@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import case, select, update
 from sqlalchemy.orm import Session
 
 from api_service.store import records
@@ -35,6 +35,7 @@ from common.states import (
     JobState,
     PowerState,
     TaskState,
+    VmState,
     advance,
 )
 
@@ -278,12 +279,13 @@ class Ledger:
         shown: dict[str, Any] = {"task_state": None}
         if power_state is not None:
             # At once, not with the next report: whoever waits for the job looks now.
-            shown |= {
-                "power_state": int(power_state),
-                "vm_state": str(VM_STATE_OF_POWER_STATE[power_state]),
-            }
-        if power_state is not None and event is JobEvent.FINISH:
-            shown["in_error"] = False
+            vm_state = str(VM_STATE_OF_POWER_STATE[power_state])
+            shown |= {"power_state": int(power_state), "vm_state": vm_state}
+            if event is JobEvent.FINISH:
+                shown["in_error"] = False
+            else:
+                # What failed mends nothing that an administrator holds to be broken.
+                shown["vm_state"] = case((InstanceRow.in_error, str(VmState.ERROR)), else_=vm_state)
         return self._advance(job_id, event, values | ended, shown)
 
     @retried

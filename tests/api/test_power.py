@@ -11,7 +11,7 @@ import pytest
 from common.messages import InstanceRecord, PowerRequest
 from common.states import JobKind, JobState, PowerState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.conftest import Cloud, headers
 from tests.api.test_create_image import message_of
 
 ADMIN, OTHER = "admin:ops", "eve:p-other"
@@ -201,6 +201,30 @@ def test_what_stops_a_broken_instance_mends_it(cloud: Cloud, instance: InstanceR
     cast = next_cast(cloud, "stop_instance")
     finish(cloud, cast, JobKind.STOP, power_state=PowerState.SHUTDOWN)
     assert cloud.server(instance.uuid)["status"] == "SHUTOFF"
+
+
+def test_a_change_that_fails_mends_no_broken_instance(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    cloud.act(instance.uuid, {"os-resetState": {"state": "error"}}, ADMIN)
+    cloud.act(instance.uuid, {"os-stop": None})
+    cast = next_cast(cloud, "stop_instance")
+    error = {"state": JobState.ERROR, "reason": "no", "power_state": PowerState.RUNNING}
+    finish(cloud, cast, JobKind.STOP, **error)
+    server = cloud.server(instance.uuid)
+    assert (server["status"], server["OS-EXT-STS:power_state"]) == ("ERROR", PowerState.RUNNING)
+
+
+def test_a_change_of_power_has_no_bandwidth_to_limit(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    cloud.act(instance.uuid, {"os-stop": None})
+    job_id = next_cast(cloud, "stop_instance")["job_id"]
+    url, body = f"/v1/jobs/{job_id}", {"bandwidth_limit": 5}
+    reply = cloud.http.simulate_patch(url, json=body, headers=headers("admin:ops", "2.96"))
+    assert reply.status_code == 409
+    cloud.dispatcher.cast(job_id)
+    assert next_cast(cloud, "stop_instance")["job_id"] == job_id, "it can be cast again"
 
 
 def test_a_change_that_no_agent_accepts_ends_with_a_reason(

@@ -43,7 +43,7 @@ _CLOCK_SET_S = 5.0
 
 _WITH_DATA = frozenset({"active", "deactivated"})
 _GONE = "the compute agent of the instance's host has been down for too long"
-_LOST = "the compute agent of the instance's host has lost the job; ask for the snapshot again"
+_LOST = "the compute agent of the instance's host has lost the job; ask again"
 
 
 class Reaper:

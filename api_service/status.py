@@ -18,7 +18,7 @@ from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
 from common import context
 from common.messages import HostReport, JobAccepted, JobOutcome, JobProgress, ReportTaken
-from common.states import JobState
+from common.states import IMAGE_KINDS, JobState
 
 LOG = logging.getLogger(__name__)
 
@@ -84,13 +84,17 @@ class StatusEndpoint:
         took_s = outcome.finished_at - outcome.accepted_at
         if outcome.state is not JobState.DONE:
             LOG.error(
-                "Snapshot image %s: job %s ended in %s after %.1f s: %s",
-                outcome.image_id,
+                "Job %s (%s%s) ended in %s after %.1f s: %s",
                 outcome.job_id,
+                outcome.kind,
+                f" to image {outcome.image_id}" if outcome.image_id else "",
                 outcome.state,
                 took_s,
                 outcome.reason,
             )
+            return
+        if outcome.kind not in IMAGE_KINDS:
+            LOG.info("Job %s (%s) done after %.1f s", outcome.job_id, outcome.kind, took_s)
             return
         figures = outcome.capture
         paused = f"{figures.pause_ms:.1f} ms" if figures and figures.pause_ms else "not"

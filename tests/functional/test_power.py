@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import requests
 
-from tests.functional.snapshots import ADMIN, post_action, wait_for
+from tests.functional.snapshots import ADMIN, log_lines, post_action, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
@@ -66,21 +68,32 @@ def test_openstack_pauses_stops_starts_reboots_and_locks(
     do(cloud, guest, "unlock", "ACTIVE")
 
 
-def test_a_stop_in_which_the_agent_dies_is_done_by_the_next_one(
-    cloud: Cloud, new_guest: Callable[..., Guest]
+def job_of(cloud: Cloud, guest: Guest) -> dict[str, Any]:
+    """Return the guest's newest job."""
+    query = f"{cloud.api_url}/v1/jobs?instance_uuid={guest.uuid}"
+    jobs = requests.get(query, headers=ADMIN, timeout=10).json()["jobs"]
+    newest: dict[str, Any] = jobs[0]
+    return newest
+
+
+@pytest.mark.parametrize(
+    ("body", "state", "status"),
+    [
+        ({"os-stop": None}, "shut off", "SHUTOFF"),
+        ({"reboot": {"type": "SOFT"}}, "running", "ACTIVE"),
+    ],
+)
+def test_a_change_in_which_the_agent_dies_is_done_by_the_next_one(
+    cloud: Cloud, new_guest: Callable[..., Guest], body: dict[str, Any], state: str, status: str
 ) -> None:
     guest = new_guest()
-    assert post_action(cloud, guest, {"os-stop": None}).status_code == requests.codes.accepted
-
-    def step() -> str | None:
-        query = f"{cloud.api_url}/v1/jobs?instance_uuid={guest.uuid}"
-        jobs = requests.get(query, headers=ADMIN, timeout=10).json()["jobs"]
-        state: str = jobs[0]["state"]
-        return state
-
-    wait_for(lambda: step() != "pending", "the agent to have it")
+    run = guest.run_id()
+    assert post_action(cloud, guest, body).status_code == requests.codes.accepted
+    wait_for(lambda: job_of(cloud, guest)["step"], "the agent to be at it")
     cloud.agent.kill()
     cloud.start_agent()
-    wait_for(lambda: step() == "done", "the stop")
-    assert guest.state() == "shut off"
-    assert cloud.server(guest)["status"] == "SHUTOFF"
+    wait_for(lambda: job_of(cloud, guest)["state"] == "done", "its end")
+    assert log_lines(cloud, "n-cpu.log", job_of(cloud, guest)["id"], "it goes on"), "killed in it"
+    assert guest.state() == state
+    assert guest.run_id() != run
+    assert cloud.server(guest)["status"] == status

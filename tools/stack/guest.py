@@ -206,6 +206,10 @@ class Guest:
         """Return libvirt's word for its state ("running", "paused", "shut off")."""
         return self._libvirtd.virsh("domstate", self.name).strip()
 
+    def run_id(self) -> str:
+        """Return libvirt's id of this run of it: another after each start, `-` while it is off."""
+        return self._libvirtd.virsh("domid", self.name).strip()
+
     def wait_for_agent(self, timeout_s: float = 60.0) -> None:
         """Wait until libvirt has a guest agent's end of the channel."""
         deadline = time.monotonic() + timeout_s

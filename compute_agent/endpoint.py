@@ -64,7 +64,7 @@ class Endpoint:
         try:
             request = request_from_wire(kind, arguments)
         except MalformedMessage as error:
-            LOG.error("Refused a malformed request (%s): %s", kind, error)
+            LOG.error("Refused a malformed %s_instance: %s", kind, error)
             self._refuse(caller, kind, arguments, error)
             return
         caller.resource_uuid = request.instance.uuid

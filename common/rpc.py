@@ -83,9 +83,17 @@ class _Dispatcher(rpc_dispatcher.RPCDispatcher):  # type: ignore[misc]
 
 
 class Transport:
-    """One connection pool to the broker; made once by a daemon's composition root."""
+    """One connection pool to the broker; made once by a daemon's composition root.
 
-    def __init__(self, conf: cfg.ConfigOpts) -> None:
+    `name` is nobody else's. oslo.messaging's queue manager names the queue for answers
+    after machine and program: two agents on one machine, or on two of one name, would
+    take each other's answers.
+    """
+
+    def __init__(self, conf: cfg.ConfigOpts, name: str | None = None) -> None:
+        if name is not None:
+            register_options(conf)
+            conf.set_default("processname", name, group="oslo_messaging_rabbit")
         self._transport = oslo_messaging.get_rpc_transport(conf)
         url = oslo_messaging.TransportURL.parse(conf)
         hosts = [(host.hostname or "localhost", host.port or _AMQP_PORT) for host in url.hosts]

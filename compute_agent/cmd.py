@@ -67,7 +67,8 @@ class Agent:
     def __init__(self, settings: cfg.ConfigOpts) -> None:
         self._settings = settings
         self._lock = _only_agent_of(Path(settings.state_path), settings.host)
-        transport = rpc.Transport(settings)
+        agent_id = _agent_id(Path(settings.state_path))
+        transport = rpc.Transport(settings, name=f"{PROG}-{agent_id}")
         client = transport.client(topic=API_TOPIC, version=RPC_VERSION, timeout_s=_CALL_TIMEOUT_S)
         directories = _directories(settings)
         journal = Journal(Path(settings.state_path) / "journal.sqlite")
@@ -102,7 +103,7 @@ class Agent:
             self.pipeline.recover, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter
         )
         server = _server(settings, transport, endpoint)
-        self.announcer = _announcer(settings, transport, self.hypervisor, journal)
+        self.announcer = _announcer(settings, transport, self.hypervisor, journal, agent_id)
         self.hypervisor.on_change = self.announcer.changed
         self.hypervisor.on_undefined = self._instance_deleted
         self.hypervisor.on_io_error = jobs.instance_out_of_space
@@ -220,7 +221,11 @@ def _hypervisor(settings: cfg.ConfigOpts) -> Hypervisor:
 
 
 def _announcer(
-    settings: cfg.ConfigOpts, transport: rpc.Transport, hypervisor: Hypervisor, journal: Journal
+    settings: cfg.ConfigOpts,
+    transport: rpc.Transport,
+    hypervisor: Hypervisor,
+    journal: Journal,
+    agent_id: str,
 ) -> Announcer:
     client = transport.client(topic=API_TOPIC, version=RPC_VERSION, timeout_s=_REPORT_TIMEOUT_S)
     project_id = settings.agent.default_project_id
@@ -232,7 +237,7 @@ def _announcer(
         client,
         hypervisor,
         host=settings.host,
-        agent_id=_agent_id(Path(settings.state_path)),
+        agent_id=agent_id,
         interval_s=settings.report_interval,
         full_every=settings.agent.full_report_every,
         default_owner=owner,

@@ -167,6 +167,7 @@ class Cloud:
         """Stop everything that was started, and only that; one that fails spares no other."""
         parts = (self.agent, self.api, self.libvirtd, self.glance, self.rabbitmq)
         with contextlib.ExitStack() as stopping:
+            stopping.callback(forget_queue_names, self.directory / "state")
             for part in reversed(parts):
                 stopping.callback(part.stop)
 
@@ -228,6 +229,14 @@ class Cloud:
     def _command(self, program: str, *, logs: bool = True) -> list[str]:
         command = [str(self._bin / program), "--config-file", str(self.config_file)]
         return [*command, "--log-dir", str(self.log_directory)] if logs else command
+
+
+def forget_queue_names(state_path: Path) -> None:
+    """Remove what oslo.messaging's queue manager keeps for the agent of this state directory."""
+    record = state_path / "agent_id"
+    if record.exists():
+        for path in Path("/dev/shm").glob(f"*-{record.read_text().strip()}_qmanager"):  # noqa: S108
+            path.unlink(missing_ok=True)
 
 
 def _wait(holds: Any, what: str, timeout_s: float = _READY_TIMEOUT_S) -> None:

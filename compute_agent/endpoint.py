@@ -58,23 +58,6 @@ class Endpoint:
         """Take a snapshot of `instance` into the image `image_id` (see SnapshotRequest)."""
         self._take(caller, JobKind.SNAPSHOT, arguments)
 
-    def _take(
-        self, caller: context.RequestContext, kind: JobKind, arguments: Mapping[str, Any]
-    ) -> None:
-        try:
-            request = request_from_wire(kind, arguments)
-        except MalformedMessage as error:
-            LOG.error("Refused a malformed %s_instance: %s", kind, error)
-            self._refuse(caller, kind, arguments, error)
-            return
-        caller.resource_uuid = request.instance.uuid
-        with context.bound(caller):
-            try:
-                self._accept(caller, request)
-            except JournalUnavailable:
-                # Neither refused nor promised: the API casts it again until its deadline.
-                LOG.warning("Job %s cannot be accepted now", request.job_id)
-
     def pause_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
         """Stop the vCPUs of `instance` (see PowerRequest)."""
         self._take(caller, JobKind.PAUSE, arguments)
@@ -117,6 +100,23 @@ class Endpoint:
         error = UnsupportedRpcVersion(f"this compute agent does not speak this request: {why}")
         kind = _KINDS.get(str(message.get("method")), JobKind.SNAPSHOT)
         self._refuse(context.from_wire(caller), kind, message.get("args") or {}, error)
+
+    def _take(
+        self, caller: context.RequestContext, kind: JobKind, arguments: Mapping[str, Any]
+    ) -> None:
+        try:
+            request = request_from_wire(kind, arguments)
+        except MalformedMessage as error:
+            LOG.error("Refused a malformed %s_instance: %s", kind, error)
+            self._refuse(caller, kind, arguments, error)
+            return
+        caller.resource_uuid = request.instance.uuid
+        with context.bound(caller):
+            try:
+                self._accept(caller, request)
+            except JournalUnavailable:
+                # Neither refused nor promised: the API casts it again until its deadline.
+                LOG.warning("Job %s cannot be accepted now", request.job_id)
 
     def _read(self, kind: type[AnyMessage], arguments: Mapping[str, Any]) -> AnyMessage | None:
         try:

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -30,7 +30,7 @@ from common.messages import (
     SnapshotRequest,
     StepTime,
 )
-from common.states import POWER_KINDS, JobKind, JobState, PowerState, TaskState
+from common.states import IMAGE_KINDS, POWER_KINDS, JobKind, JobState, PowerState, TaskState
 from compute_agent.journal import Entry
 from compute_agent.stream.throttle import Throttle
 
@@ -228,13 +228,14 @@ class Jobs:
         self._stop_all_of(instance_uuid, JobCancelled("the instance was deleted meanwhile"))
 
     def instance_out_of_space(self, instance_uuid: str) -> None:
-        """End what is done for a guest that QEMU stopped because a write of it found no room."""
+        """End what keeps what a guest overwrites: QEMU stopped it, a write of it found no room."""
         self._stop_all_of(
             instance_uuid,
             CaptureFailed(
                 "the host ran out of space for what the instance overwrote during the snapshot; "
                 "try again later, or when the instance writes less"
             ),
+            kinds=IMAGE_KINDS,
         )
 
     def adjust(self, job_id: str, bandwidth_limit: int) -> bool:
@@ -261,9 +262,15 @@ class Jobs:
                 job.stop(JobInterrupted(f"the compute agent was stopped during the {kind}"))
             self._wait_until_idle(deadline)
 
-    def _stop_all_of(self, instance_uuid: str, why: StillframeError) -> None:
+    def _stop_all_of(
+        self,
+        instance_uuid: str,
+        why: StillframeError,
+        kinds: Collection[JobKind] = frozenset(JobKind),
+    ) -> None:
         with self._lock:
-            job_ids = [entry.job_id for entry in self._by_instance.get(instance_uuid, ())]
+            entries = self._by_instance.get(instance_uuid, ())
+            job_ids = [entry.job_id for entry in entries if entry.request.kind in kinds]
         for job_id in job_ids:
             self.cancel(job_id, why)
 

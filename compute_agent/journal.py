@@ -76,12 +76,14 @@ class Journal:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute(_SCHEMA)
-        if "kind" not in {name for _, name, *_ in self._db.execute("PRAGMA table_info(entries)")}:
-            self._db.execute(_ADD_KIND)
+        with _told():
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(_SCHEMA)
+            columns = self._db.execute("PRAGMA table_info(entries)")
+            if "kind" not in {name for _, name, *_ in columns}:
+                self._db.execute(_ADD_KIND)
         self._forget_old()
 
     def accept(self, request: JobRequest, context: Mapping[str, Any]) -> bool:

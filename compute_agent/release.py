@@ -36,8 +36,8 @@ _PATIENCE_S = 600.0
 #: The sentinel tries meanwhile, and what else there is to undo must not wait for long.
 _RESUME_PATIENCE_S = 30.0
 _AGAIN_S = 5.0
-#: What could not be given back is looked at so often.
-_LOOK_S = 10.0
+#: What could not be given back is looked at so often, and ever less often while that is in vain.
+_LOOK_S, _LOOK_MAX_S = 10.0, 60.0
 
 
 def let_run(run: Run) -> None:
@@ -130,8 +130,16 @@ class Again:
         self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self) -> None:
-        while not self._stopping.wait(_LOOK_S):
-            give_back_all(self._tools)
+        wait_s = _LOOK_S
+        while not self._stopping.wait(wait_s):
+            try:
+                give_back_all(self._tools)
+                is_done = not self._tools.journal.unreleased()
+            except Exception:
+                # The journal may be away; the thread must outlive that.
+                LOG.exception("What ended jobs left could not be looked at")
+                is_done = False
+            wait_s = _LOOK_S if is_done else min(wait_s * 2, _LOOK_MAX_S)
 
 
 def _run_on(tools: Tools, entry: Entry, guest: Guest) -> None:

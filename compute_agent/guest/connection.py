@@ -17,6 +17,7 @@ from typing import Any
 
 import libvirt
 import libvirt_qemu
+from oslo_utils import netutils
 
 from common.errors import InstanceNotFound
 from common.messages import Hypervisor as HypervisorInfo
@@ -123,6 +124,7 @@ class Hypervisor:
                 hostname=connection.getHostname(),
                 vcpus=int(cpus),
                 memory_mib=int(memory_mib),
+                host_ip=netutils.get_my_ipv4(),
             )
 
     def _find(self, instance_uuid: str) -> libvirt.virDomain:
@@ -239,5 +241,5 @@ class Hypervisor:
 def _open_into(opening: Future[libvirt.virConnect], uri: str) -> None:
     try:
         opening.set_result(libvirt.open(uri))
-    except libvirt.libvirtError as error:
+    except BaseException as error:  # it belongs to the one who waits, whatever it is
         opening.set_exception(error)

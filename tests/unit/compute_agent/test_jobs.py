@@ -210,6 +210,22 @@ def test_a_change_of_power_that_a_stop_interrupts_stays_for_the_next_agent(
     assert [one.job_id for one in journal.open_entries()] == [entry.job_id]
 
 
+def test_a_guest_that_has_no_room_is_stopped_all_the_same(
+    reports: RecordedReports, entry_of: Callable[..., Entry]
+) -> None:
+    """Only what keeps what the guest overwrites ends for want of space."""
+    pipeline = Pipeline()
+    jobs = Jobs({JobKind.STOP: pipeline.run}, host="h", limit=1, reports=reports)
+    entry = entry_of(power_request())
+    jobs.submit(entry)
+    assert pipeline.began.acquire(timeout=LONG_S)
+    jobs.instance_out_of_space(entry.request.instance.uuid)
+    pipeline.go.release()
+    wait_for(lambda: len(reports.outcomes) == 1)
+    assert reports.outcomes[0].state is JobState.DONE
+    jobs.stop(time.monotonic() + LONG_S)
+
+
 def test_one_that_somebody_cancels_ends(
     reports: RecordedReports, entry_of: Callable[..., Entry]
 ) -> None:

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from common.messages import SnapshotRequest
-from compute_agent.journal import Journal
+from compute_agent.journal import Journal, JournalUnavailable
 from tests.unit.compute_agent.conftest import outcome_of
 
 NewRequest = Callable[..., SnapshotRequest]
@@ -20,7 +22,7 @@ ACCEPT_AND_DIE = """
 import os, signal, sys, json
 from pathlib import Path
 from common.messages import SnapshotRequest
-from compute_agent.journal import Journal
+from compute_agent.journal import Journal, JournalUnavailable
 request = SnapshotRequest.from_wire(json.loads(sys.argv[2]))
 journal = Journal(Path(sys.argv[1]))
 assert journal.accept(request, {"request_id": "req-1"})
@@ -108,3 +110,11 @@ def test_facts_may_change_within_a_step(journal: Journal, new_request: NewReques
     journal.note(request.job_id, images=["b"])
     (entry,) = journal.open_entries()
     assert (entry.step, entry.facts) == ("verify", {"method": "backup", "images": ["b"]})
+
+
+def test_a_journal_that_cannot_be_opened_is_told_as_such(tmp_path: Path) -> None:
+    """The agent says so and does not start, rather than show a traceback."""
+    path = tmp_path / "journal.sqlite"
+    path.mkdir()
+    with pytest.raises(JournalUnavailable):
+        Journal(path)

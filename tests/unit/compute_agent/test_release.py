@@ -17,7 +17,7 @@ from common.messages import CaptureFigures, DiskImage
 from compute_agent import release
 from compute_agent.guest.errors import HypervisorUnavailable
 from compute_agent.jobs import Job
-from compute_agent.journal import Journal
+from compute_agent.journal import Entry, Journal, JournalUnavailable
 from compute_agent.run import begin, facts_of
 from compute_agent.snapshot import Pipeline
 from tests.unit.compute_agent.conftest import (
@@ -162,3 +162,36 @@ def test_a_published_snapshot_settles_its_checkpoint_when_it_is_given_back_later
     stage.uuid = job.request.instance.uuid
     release.give_back_all(pipeline._tools)
     assert settled == [(job.entry.job_id, job.request.image_id)]
+
+
+def test_a_journal_that_is_away_for_a_while_ends_no_trying(
+    pipeline: Pipeline,
+    stage: Stage,
+    job: Job,
+    journal: Journal,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(release, "_LOOK_S", 0.01)
+    run = begin(pipeline._tools, job, pipeline._tools.hypervisor.guest(""))
+    journal.begin_step(job.entry.job_id, "stream", facts_of(run))
+    journal.mark_unreleased(job.entry.job_id)
+    job.finish(CaptureFailed("no"))
+    stage.uuid = job.request.instance.uuid
+    away, looks = [True], []
+    unreleased = journal.unreleased
+
+    def look() -> list[Entry]:
+        looks.append(1)
+        if away:
+            raise JournalUnavailable("the disk is full")
+        return unreleased()
+
+    monkeypatch.setattr(journal, "unreleased", look)
+    again = release.Again(pipeline._tools)
+    again.start()
+    try:
+        wait_for(lambda: len(looks) > 2)
+        away.clear()
+        wait_for(lambda: unreleased() == [])
+    finally:
+        again.stop(time.monotonic() + 5)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,16 @@ _IMAGE_ID_IN_BODY = Version(2, 45)
 _LOCKED_REASON = Version(2, 73)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One action that was asked for."""
+
+    request: falcon.Request
+    response: falcon.Response
+    server_id: str
+    body: dict[str, Any]
+
+
 class ServerAction(Resource):
     """One URL for everything that is done to a server."""
 
@@ -34,73 +45,51 @@ class ServerAction(Resource):
         if action is None:
             raise BadRequest(f"There is no such action: {name[:64]}")
         response.status = falcon.HTTP_202
-        action(self, request, response, server_id, body)
+        action(self, Asked(request=request, response=response, server_id=server_id, body=body))
 
-    def create_image(
-        self,
-        request: falcon.Request,
-        response: falcon.Response,
-        server_id: str,
-        body: dict[str, Any],
-    ) -> None:
+    def create_image(self, asked: Asked) -> None:
         """Take a snapshot, and tell the image's id the way the version does."""
-        schemas.validate(schemas.CREATE_IMAGE, body)
+        schemas.validate(schemas.CREATE_IMAGE, asked.body)
         rule = "os_compute_api:servers:create_image"
-        instance = self.visible_instance(request, server_id, rule)
-        asked = body["createImage"]
-        wish = SnapshotWish.of(asked["name"], asked.get("metadata", {}))
+        instance = self.visible_instance(asked.request, asked.server_id, rule)
+        image = asked.body["createImage"]
+        wish = SnapshotWish.of(image["name"], image.get("metadata", {}))
         if wish.options.bandwidth_limit is not None:
             self.services.authorizer.require(
-                self.caller(request), "stillframe:jobs:bandwidth_limit", instance.project_id
+                self.caller(asked.request), "stillframe:jobs:bandwidth_limit", instance.project_id
             )
-        job = self.services.snapshots.request(self.caller(request), instance, wish)
+        job = self.services.snapshots.request(self.caller(asked.request), instance, wish)
         self.services.dispatcher.poke(job.id)
-        if request.context.version >= _IMAGE_ID_IN_BODY:
-            response.media = {"image_id": job.image_id}
+        if asked.request.context.version >= _IMAGE_ID_IN_BODY:
+            asked.response.media = {"image_id": job.image_id}
         else:
-            response.location = f"{self.base_url(request)}/images/{job.image_id}"
+            asked.response.location = f"{self.base_url(asked.request)}/images/{job.image_id}"
 
-    def reboot(
-        self,
-        request: falcon.Request,
-        _response: falcon.Response,
-        server_id: str,
-        body: dict[str, Any],
-    ) -> None:
+    def reboot(self, asked: Asked) -> None:
         """Switch it off and on again."""
-        schemas.validate(schemas.REBOOT, body)
-        is_hard = body["reboot"]["type"].upper() == "HARD"
+        schemas.validate(schemas.REBOOT, asked.body)
+        is_hard = asked.body["reboot"]["type"].upper() == "HARD"
         change = powers.HARD_REBOOT if is_hard else powers.SOFT_REBOOT
-        self.change_power(request, server_id, change, "os_compute_api:servers:reboot")
+        self.change_power(asked, change, "os_compute_api:servers:reboot")
 
-    def lock(
-        self,
-        request: falcon.Request,
-        _response: falcon.Response,
-        server_id: str,
-        body: dict[str, Any],
-    ) -> None:
+    def lock(self, asked: Asked) -> None:
         """Keep everybody but administrators from changing it."""
-        may_say_why = request.context.version >= _LOCKED_REASON
-        schemas.validate(schemas.LOCK_WITH_REASON if may_say_why else schemas.LOCK, body)
-        instance = self.visible_instance(request, server_id, "os_compute_api:os-lock-server:lock")
-        why = body["lock"] if may_say_why else None
+        may_say_why = asked.request.context.version >= _LOCKED_REASON
+        schemas.validate(schemas.LOCK_WITH_REASON if may_say_why else schemas.LOCK, asked.body)
+        instance = self.visible_instance(
+            asked.request, asked.server_id, "os_compute_api:os-lock-server:lock"
+        )
+        why = asked.body["lock"] if may_say_why else None
         self.services.powers.lock(
-            self.caller(request), instance, why.get("locked_reason") if why else None
+            self.caller(asked.request), instance, why.get("locked_reason") if why else None
         )
 
-    def unlock(
-        self,
-        request: falcon.Request,
-        _response: falcon.Response,
-        server_id: str,
-        body: dict[str, Any],
-    ) -> None:
+    def unlock(self, asked: Asked) -> None:
         """Take the lock away."""
-        schemas.validate(schemas.UNLOCK, body)
+        schemas.validate(schemas.UNLOCK, asked.body)
         rule = "os_compute_api:os-lock-server:unlock"
-        instance = self.visible_instance(request, server_id, rule)
-        caller = self.caller(request)
+        instance = self.visible_instance(asked.request, asked.server_id, rule)
+        caller = self.caller(asked.request)
         if instance.locked_by == LockedBy.ADMIN:
             self.services.authorizer.require(
                 caller,
@@ -109,51 +98,34 @@ class ServerAction(Resource):
             )
         self.services.powers.unlock(caller, instance)
 
-    def reset_state(
-        self,
-        request: falcon.Request,
-        _response: falcon.Response,
-        server_id: str,
-        body: dict[str, Any],
-    ) -> None:
+    def reset_state(self, asked: Asked) -> None:
         """Free an instance that is stuck."""
-        schemas.validate(schemas.RESET_STATE, body)
+        schemas.validate(schemas.RESET_STATE, asked.body)
         rule = "os_compute_api:os-admin-actions:reset_state"
-        instance = self.visible_instance(request, server_id, rule)
-        in_error = body["os-resetState"]["state"] == "error"
-        caller = self.caller(request)
+        instance = self.visible_instance(asked.request, asked.server_id, rule)
+        in_error = asked.body["os-resetState"]["state"] == "error"
+        caller = self.caller(asked.request)
         held_by = self.services.powers.reset_state(caller, instance, in_error=in_error)
         if held_by is not None:
             self.services.dispatcher.poke(held_by)
 
-    def change_power(
-        self, request: falcon.Request, server_id: str, change: powers.Change, rule: str
-    ) -> None:
+    def change_power(self, asked: Asked, change: powers.Change, rule: str) -> None:
         """Ask for a change of power, unless the instance is locked for the caller."""
-        instance = self.visible_instance(request, server_id, rule)
-        caller = self.caller(request)
+        instance = self.visible_instance(asked.request, asked.server_id, rule)
+        caller = self.caller(asked.request)
         is_admin = self.services.authorizer.is_admin(caller)
         powers.require_unlocked(instance, is_admin=is_admin)
         job = self.services.powers.request(caller, instance, change)
         self.services.dispatcher.poke(job.id)
 
 
-Action = Callable[
-    [ServerAction, falcon.Request, falcon.Response, str, dict[str, Any]],
-    None,
-]
+Action = Callable[[ServerAction, Asked], None]
 
 
 def _power(change: powers.Change, schema: Draft202012Validator, rule: str) -> Action:
-    def act(
-        resource: ServerAction,
-        request: falcon.Request,
-        _response: falcon.Response,
-        server_id: str,
-        body: dict[str, Any],
-    ) -> None:
-        schemas.validate(schema, body)
-        resource.change_power(request, server_id, change, rule)
+    def act(resource: ServerAction, asked: Asked) -> None:
+        schemas.validate(schema, asked.body)
+        resource.change_power(asked, change, rule)
 
     return act
 

@@ -33,11 +33,9 @@ from api_service.resources.hosts import (
     ComputeServices,
     Hosts,
     Hypervisors,
-    HypervisorsDetail,
-    HypervisorShow,
     Zones,
 )
-from api_service.resources.instance_actions import InstanceAction, InstanceActions
+from api_service.resources.instance_actions import InstanceActions
 from api_service.resources.limits import Extensions, Limits
 from api_service.resources.metadata import ServerMetadata, ServerMetadataItem
 from api_service.resources.operations import Job, Jobs
@@ -81,11 +79,11 @@ ROUTES: tuple[tuple[str, type[Resource], str | None], ...] = (
     ("/v2.1/servers/{server_id}/metadata", ServerMetadata, None),
     ("/v2.1/servers/{server_id}/metadata/{key}", ServerMetadataItem, None),
     ("/v2.1/servers/{server_id}/os-instance-actions", InstanceActions, None),
-    ("/v2.1/servers/{server_id}/os-instance-actions/{request_id}", InstanceAction, None),
+    ("/v2.1/servers/{server_id}/os-instance-actions/{request_id}", InstanceActions, "one"),
     ("/v2.1/os-services", ComputeServices, None),
     ("/v2.1/os-hypervisors", Hypervisors, None),
-    ("/v2.1/os-hypervisors/detail", HypervisorsDetail, None),
-    ("/v2.1/os-hypervisors/{hypervisor_id}", HypervisorShow, None),
+    ("/v2.1/os-hypervisors/detail", Hypervisors, "detail"),
+    ("/v2.1/os-hypervisors/{hypervisor_id}", Hypervisors, "one"),
     ("/v2.1/os-availability-zone", Zones, None),
     ("/v2.1/os-availability-zone/detail", Zones, "detail"),
     ("/v2.1/os-aggregates", Aggregates, None),
@@ -131,7 +129,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
     """Wire the API; raise ConfigurationError if an option or the database's schema cannot work."""
     database = make_database(settings)
     database.require_current()
-    ledger, inventory = Ledger(database), Inventory(database)
+    ledger, inventory, overrides = Ledger(database), Inventory(database), Overrides(database)
     agents = Agents(inventory, settings.service_down_time)
     images = ImageService(conf.glance.settings(settings))
     transport = rpc.Transport(settings)
@@ -148,9 +146,10 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
             images=images,
             accept_timeout_s=settings.api.job_accept_timeout,
         ),
+        overrides=overrides,
         powers=Powers(
             ledger=ledger,
-            overrides=Overrides(database),
+            overrides=overrides,
             agents=agents,
             accept_timeout_s=settings.api.job_accept_timeout,
         ),

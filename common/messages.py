@@ -321,6 +321,8 @@ class Hypervisor(Message):
     hostname: str
     vcpus: int
     memory_mib: int
+    #: The host's own address, as far as its routes tell; None: an older agent's.
+    host_ip: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,58 +34,55 @@ class ComputeServices(Resource):
 
 
 class Hypervisors(Resource):
-    """`GET /os-hypervisors`."""
-
-    rule = "os_compute_api:os-hypervisors:list"
+    """`/os-hypervisors`: the hosts that have told what they are."""
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        """List the hosts that have told what they are."""
-        self.services.authorizer.require(self.caller(request), self.rule)
-        pattern = (request.get_param("hypervisor_hostname_pattern") or "").lower()
-        found = [agent for agent in self._agents(request) if pattern in _hostname(agent).lower()]
-        if pattern and not found:
-            raise NotFound(f"No hypervisor matching '{pattern[:255]}' could be found.")
-        response.media = {"hypervisors": [self._view(request, agent) for agent in found]}
+        """List them."""
+        self.services.authorizer.require(self.caller(request), "os_compute_api:os-hypervisors:list")
+        viewer, is_up = self.viewer(request), self.services.agents.is_up
+        response.media = {
+            "hypervisors": [
+                views.hypervisor_summary(agent, viewer, up=is_up(agent))
+                for agent in self._wanted(request)
+            ]
+        }
 
-    def _agents(self, _request: falcon.Request) -> list[Agent]:
-        return [agent for agent in self.services.agents.all() if agent.hypervisor is not None]
+    def on_get_detail(self, request: falcon.Request, response: falcon.Response) -> None:
+        """List them with what they have."""
+        rule = "os_compute_api:os-hypervisors:list-detail"
+        self.services.authorizer.require(self.caller(request), rule)
+        response.media = {"hypervisors": self._whole(request, self._wanted(request))}
 
-    def _view(self, request: falcon.Request, agent: Agent) -> dict[str, object]:
-        up = self.services.agents.is_up(agent)
-        return views.hypervisor_summary(agent, self.viewer(request), up=up)
-
-    def _whole(self, request: falcon.Request, agent: Agent) -> dict[str, object]:
-        instances = self.services.inventory.numbers_of_instances().get(agent.host, 0)
-        up = self.services.agents.is_up(agent)
-        return views.hypervisor(agent, self.viewer(request), up=up, instances=instances)
-
-
-class HypervisorsDetail(Hypervisors):
-    """`GET /os-hypervisors/detail`."""
-
-    rule = "os_compute_api:os-hypervisors:list-detail"
-
-    def _view(self, request: falcon.Request, agent: Agent) -> dict[str, object]:
-        return self._whole(request, agent)
-
-
-class HypervisorShow(Hypervisors):
-    """`GET /os-hypervisors/{id}`."""
-
-    def on_get(  # type: ignore[override] # one more URL parameter
+    def on_get_one(
         self, request: falcon.Request, response: falcon.Response, hypervisor_id: str
     ) -> None:
         """Show one."""
-        rule = "os_compute_api:os-hypervisors:show"
-        self.services.authorizer.require(self.caller(request), rule)
+        self.services.authorizer.require(self.caller(request), "os_compute_api:os-hypervisors:show")
         if request.context.version >= _UUIDS and not is_uuid(hypervisor_id):
             raise BadRequest(f"Invalid uuid {hypervisor_id[:64]}")
-        for agent in self._agents(request):
-            shown = self._whole(request, agent)
-            if str(shown["id"]) == hypervisor_id:
-                response.media = {"hypervisor": shown}
-                return
-        raise NotFound(f"Hypervisor with ID '{hypervisor_id[:64]}' could not be found.")
+        shown = self._whole(request, self._known())
+        found = [one for one in shown if str(one["id"]) == hypervisor_id]
+        if not found:
+            raise NotFound(f"Hypervisor with ID '{hypervisor_id[:64]}' could not be found.")
+        response.media = {"hypervisor": found[0]}
+
+    def _known(self) -> list[Agent]:
+        return [agent for agent in self.services.agents.all() if agent.hypervisor is not None]
+
+    def _wanted(self, request: falcon.Request) -> list[Agent]:
+        pattern = (request.get_param("hypervisor_hostname_pattern") or "").lower()
+        found = [agent for agent in self._known() if pattern in _hostname(agent).lower()]
+        if pattern and not found:
+            raise NotFound(f"No hypervisor matching '{pattern[:255]}' could be found.")
+        return found
+
+    def _whole(self, request: falcon.Request, agents: list[Agent]) -> list[dict[str, object]]:
+        viewer, is_up = self.viewer(request), self.services.agents.is_up
+        sizes = self.services.inventory.sizes_by_host()
+        return [
+            views.hypervisor(agent, viewer, up=is_up(agent), instances=sizes.get(agent.host, []))
+            for agent in agents
+        ]
 
 
 class Zones(Resource):
@@ -139,10 +136,10 @@ class Hosts(Resource):
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """List them, with their agents' releases, clocks and open jobs."""
         self.services.authorizer.require(self.caller(request), "stillframe:hosts:index")
-        numbers, agents = self.services.inventory.numbers_of_instances(), self.services.agents
+        sizes, agents = self.services.inventory.sizes_by_host(), self.services.agents
         response.media = {
             "hosts": [
-                views.host(agent, up=agents.is_up(agent), instances=numbers.get(agent.host, 0))
+                views.host(agent, up=agents.is_up(agent), instances=len(sizes.get(agent.host, [])))
                 for agent in agents.all()
             ]
         }

@@ -12,7 +12,7 @@ from api_service.store.records import Job
 
 
 class InstanceActions(Resource):
-    """The list, newest first."""
+    """The list, newest first, and one of it by the id of the request that asked."""
 
     def on_get(self, request: falcon.Request, response: falcon.Response, server_id: str) -> None:
         """List them."""
@@ -20,15 +20,7 @@ class InstanceActions(Resource):
         jobs = self._jobs(request, server_id, "os_compute_api:os-instance-actions:list")
         response.media = {"instanceActions": [views.instance_action(job, viewer) for job in jobs]}
 
-    def _jobs(self, request: falcon.Request, server_id: str, rule: str) -> list[Job]:
-        instance = self.visible_instance(request, server_id, rule)
-        return self.services.ledger.jobs(instance_uuid=instance.uuid, limit=self.services.max_limit)
-
-
-class InstanceAction(InstanceActions):
-    """One of them."""
-
-    def on_get(  # type: ignore[override] # one more URL parameter
+    def on_get_one(
         self, request: falcon.Request, response: falcon.Response, server_id: str, request_id: str
     ) -> None:
         """Show what the request of that id did."""
@@ -39,3 +31,7 @@ class InstanceAction(InstanceActions):
                 response.media = {"instanceAction": shown}
                 return
         raise NotFound(f"Action for request_id {request_id[:64]} on instance {server_id} not found")
+
+    def _jobs(self, request: falcon.Request, server_id: str, rule: str) -> list[Job]:
+        instance = self.visible_instance(request, server_id, rule)
+        return self.services.ledger.jobs(instance_uuid=instance.uuid, limit=self.services.max_limit)

@@ -28,7 +28,7 @@ class _Metadata(Resource):
         is_admin = self.services.authorizer.is_admin(self.caller(request))
         powers.require_unlocked(instance, is_admin=is_admin)
         _require_idle(instance)
-        return self.services.powers.overrides.change_metadata(
+        return self.services.overrides.change_metadata(
             instance.uuid, lambda known: _bounded(change(known))
         )
 

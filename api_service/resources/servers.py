@@ -197,7 +197,7 @@ class Server(Resource):
         asked = body["server"]
         changes = {name: asked[name] for name in ("name", "description") if name in asked}
         if changes:
-            self.services.powers.overrides.describe(instance.uuid, changes)
+            self.services.overrides.describe(instance.uuid, changes)
         changed = self.visible_instance(request, server_id, rule)
         response.media = {"server": views.updated_server(changed, self.viewer(request))}
 

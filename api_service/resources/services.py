@@ -18,6 +18,7 @@ from api_service.powers import Powers
 from api_service.snapshots import Snapshots
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
+from api_service.store.overrides import Overrides
 from api_service.store.records import Instance
 from api_service.views import Viewer
 from common.context import RequestContext
@@ -33,6 +34,7 @@ class Services:
     agents: Agents
     snapshots: Snapshots
     powers: Powers
+    overrides: Overrides
     dispatcher: Dispatcher
     #: Name and check of each backend; a check raises StillframeError when it is down.
     health_checks: dict[str, Callable[[], Any]]

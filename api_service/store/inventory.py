@@ -116,15 +116,14 @@ class Inventory:
             rows = session.scalars(ordered.limit(query.limit))
             return [records.instance(row) for row in rows]
 
-    def numbers_of_instances(self) -> dict[str, int]:
-        """Return how many instances each host has."""
-        count = (
-            select(InstanceRow.host, func.count())
-            .where(InstanceRow.deleted_at.is_(None))
-            .group_by(InstanceRow.host)
-        )
+    def sizes_by_host(self) -> dict[str, list[Flavor]]:
+        """Return the size of each instance, by host."""
+        found: dict[str, list[Flavor]] = {}
+        query = select(InstanceRow.host, InstanceRow.flavor)
         with self._database.read() as session:
-            return {host: number for host, number in session.execute(count)}
+            for host, flavor in session.execute(query.where(InstanceRow.deleted_at.is_(None))):
+                found.setdefault(host, []).append(Flavor.from_wire(flavor))
+        return found
 
     def sizes_of_project(self, project_id: str) -> list[Flavor]:
         """Return the size of each instance of a project."""
@@ -166,7 +165,8 @@ def _conditions(query: InstanceQuery) -> list[ColumnElement[bool]]:
             ),
         ),
         (bool(query.uuids), InstanceRow.uuid.in_(query.uuids)),
-        (query.locked is not None, InstanceRow.locked_by.is_not(None) == bool(query.locked)),
+        (query.locked is True, InstanceRow.locked_by.is_not(None)),
+        (query.locked is False, InstanceRow.locked_by.is_(None)),
     ]
     exactly = [getattr(InstanceRow, name) == value for name, value in query.exactly.items()]
     return [condition for applies, condition in wanted if applies] + exactly

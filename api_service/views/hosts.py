@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from api_service.microversions import Version
 from api_service.store.records import Agent
 from api_service.views.viewer import Viewer, time_of
+from common.messages import Flavor
 
 #: From here on ids are UUIDs, before numbers.
 _UUIDS = Version(2, 53)
 #: From here on Nova leaves resources to its Placement.
 _NO_RESOURCES = Version(2, 88)
+#: Clients insist on an address.
+_UNKNOWN_IP = "0.0.0.0"  # noqa: S104 # nobody binds to it
 
 
 def service(agent: Agent, viewer: Viewer, *, up: bool) -> dict[str, Any]:
@@ -41,11 +45,17 @@ def hypervisor_summary(agent: Agent, viewer: Viewer, *, up: bool) -> dict[str, A
     }
 
 
-def hypervisor(agent: Agent, viewer: Viewer, *, up: bool, instances: int) -> dict[str, Any]:
-    """Return a hypervisor's body; what we do not know of a host is 0, as Nova has it then."""
+def hypervisor(
+    agent: Agent, viewer: Viewer, *, up: bool, instances: Sequence[Flavor]
+) -> dict[str, Any]:
+    """Return a hypervisor's body, `instances` being the sizes of those that it has.
+
+    Agents do not report disks: those figures are 0, as Nova has them of a host that
+    it knows nothing of.
+    """
     known = agent.hypervisor
     body = hypervisor_summary(agent, viewer, up=up) | {
-        "host_ip": "127.0.0.1",
+        "host_ip": (known.host_ip if known else None) or _UNKNOWN_IP,
         "hypervisor_type": known.type if known else "",
         "hypervisor_version": known.version if known else 0,
         "service": {"host": agent.host, "id": service(agent, viewer, up=up)["id"]}
@@ -54,19 +64,21 @@ def hypervisor(agent: Agent, viewer: Viewer, *, up: bool, instances: int) -> dic
     if viewer.version >= _NO_RESOURCES:
         return body | {"uptime": None}
     cpu_info: dict[str, Any] | str = {} if viewer.version >= Version(2, 28) else ""
+    memory_mib = known.memory_mib if known else 0
+    memory_used_mib = sum(flavor.memory_mib for flavor in instances)
     return body | {
         "cpu_info": cpu_info,
         "current_workload": 0,
         "disk_available_least": None,
         "free_disk_gb": 0,
-        "free_ram_mb": known.memory_mib if known else 0,
+        "free_ram_mb": memory_mib - memory_used_mib,
         "local_gb": 0,
         "local_gb_used": 0,
-        "memory_mb": known.memory_mib if known else 0,
-        "memory_mb_used": 0,
-        "running_vms": instances,
+        "memory_mb": memory_mib,
+        "memory_mb_used": memory_used_mib,
+        "running_vms": len(instances),
         "vcpus": known.vcpus if known else 0,
-        "vcpus_used": 0,
+        "vcpus_used": sum(flavor.vcpus for flavor in instances),
     }
 
 

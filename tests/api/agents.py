@@ -55,7 +55,12 @@ def heartbeat(
 ) -> dict[str, Any]:
     """Return a host_report as it stands on the wire."""
     hypervisor = Hypervisor(
-        type="QEMU", version=7_002_022, hostname=host, vcpus=8, memory_mib=16_384
+        type="QEMU",
+        version=7_002_022,
+        hostname=host,
+        vcpus=8,
+        memory_mib=16_384,
+        host_ip="192.0.2.7",
     )
     report = HostReport(
         host=host,

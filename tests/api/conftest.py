@@ -166,6 +166,7 @@ class Cloud:
     def _services(self) -> Services:
         conf = cfg.ConfigOpts()
         conf([], project="stillframe", default_config_files=[], default_config_dirs=[])
+        overrides = Overrides(self.database)
         snapshots = Snapshots(
             ledger=self.ledger,
             agents=self.agents,
@@ -178,9 +179,10 @@ class Cloud:
             ledger=self.ledger,
             agents=self.agents,
             snapshots=snapshots,
+            overrides=overrides,
             powers=Powers(
                 ledger=self.ledger,
-                overrides=Overrides(self.database),
+                overrides=overrides,
                 agents=self.agents,
                 accept_timeout_s=ACCEPT_TIMEOUT_S,
             ),

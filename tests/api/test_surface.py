@@ -32,6 +32,9 @@ def test_hypervisors_are_found_by_pattern_and_id(cloud: Cloud, instance: Instanc
     (listed,) = cloud.get("/v2.1/os-hypervisors", ADMIN, "2.53").json["hypervisors"]
     one = cloud.get(f"/v2.1/os-hypervisors/{listed['id']}", ADMIN, "2.53").json["hypervisor"]
     assert (one["running_vms"], one["memory_mb"], one["state"]) == (1, 16_384, "up")
+    size = instance.flavor
+    assert (one["vcpus_used"], one["memory_mb_used"]) == (size.vcpus, size.memory_mib)
+    assert one["host_ip"] == "192.0.2.7"
     pattern = "/v2.1/os-hypervisors?hypervisor_hostname_pattern="
     assert cloud.get(pattern + "COMPUTE", ADMIN).json["hypervisors"]
     assert cloud.get(pattern + "nowhere", ADMIN).status_code == 404

@@ -17,6 +17,7 @@ from tests.functional.conftest import (  # noqa: F401 # fixtures
     cloud,
     glance_venv,
     guest_image,
+    make_cloud,
     meddler,
     new_guest,
     running_guest,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,11 +175,6 @@ FAULTS: dict[str, Fault] = {
     "qemu-nbd": Fault(kill_qemu_nbd, nothing, (0.0,)),
     "sentinel": Fault(kill_sentinel, nothing, (0.0,)),
 }
-
-
-def sleep_until_healed(after_s: float) -> None:
-    """Let the time pass in which nobody has noticed yet."""
-    time.sleep(after_s)  # how long something is away is the point
 
 
 def _signal_group(pid: int | None, number: signal.Signals) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 import requests
 
 from tests.faults import checks
-from tests.functional.conftest import CACHE, small_file_system
+from tests.functional.conftest import small_file_system, started
 from tests.functional.snapshots import ask, post_action, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
@@ -23,29 +22,11 @@ BODY = {"createImage": {"name": "full"}}
 
 
 @pytest.fixture(scope="module")
-def cloud(
-    tmp_path_factory: pytest.TempPathFactory,
-    guest_image: Path,
-    accelerator: str,
-    glance_venv: Path,
-    extra_config: str,
-) -> Iterator[Cloud]:
+def cloud(make_cloud: Callable[..., Cloud]) -> Iterator[Cloud]:
     """A cloud whose state directory is a small file system of its own."""
-    cloud = Cloud(
-        tmp_path_factory.mktemp("small-state"),
-        cache=CACHE,
-        bin_directory=Path(sys.executable).parent,
-        image=guest_image,
-        accelerator=accelerator,
-        extra_config=extra_config,
-    )
-    with small_file_system(cloud.directory / "state", size_mib=32):
-        try:
-            cloud.start_parts()
-            cloud.start_daemons()
-            yield cloud
-        finally:
-            cloud.stop()
+    cloud = make_cloud("small-state")
+    with small_file_system(cloud.directory / "state", size_mib=32), started(cloud):
+        yield cloud
 
 
 @contextlib.contextmanager

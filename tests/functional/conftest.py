@@ -62,31 +62,49 @@ def extra_config() -> str:
 
 
 @pytest.fixture(scope="session")
-def cloud(
+def make_cloud(
     tmp_path_factory: pytest.TempPathFactory,
     guest_image: Path,
     accelerator: str,
     glance_venv: Path,
     extra_config: str,
-) -> Iterator[Cloud]:
+) -> Callable[..., Cloud]:
+    """Make a cloud that is not started yet, also for a module that needs one of its own."""
+
+    def make(name: str, **parts: Any) -> Cloud:
+        return Cloud(
+            tmp_path_factory.mktemp(name),
+            cache=CACHE,
+            bin_directory=Path(sys.executable).parent,
+            image=guest_image,
+            accelerator=accelerator,
+            extra_config=extra_config,
+            **parts,
+        )
+
+    return make
+
+
+@contextlib.contextmanager
+def started(cloud: Cloud) -> Iterator[Cloud]:
+    """Start all of a cloud, and stop it afterwards."""
+    try:
+        cloud.start_parts()
+        cloud.start_daemons()
+        yield cloud
+    finally:
+        cloud.stop()
+
+
+@pytest.fixture(scope="session")
+def cloud(make_cloud: Callable[..., Cloud]) -> Iterator[Cloud]:
     """Broker, Glance, libvirt and both daemons as processes."""
-    cloud = Cloud(
-        tmp_path_factory.mktemp("cloud"),
-        cache=CACHE,
-        bin_directory=Path(sys.executable).parent,
-        image=guest_image,
-        accelerator=accelerator,
-        extra_config=extra_config,
-    )
+    cloud = make_cloud("cloud")
     with small_file_system(cloud.directory / "scratch"), Meddler(cloud.glance.port) as meddler:
         cloud.glance_endpoint = meddler.endpoint
         meddlers[cloud.directory] = meddler
-        try:
-            cloud.start_parts()
-            cloud.start_daemons()
+        with started(cloud):
             yield cloud
-        finally:
-            cloud.stop()
 
 
 @pytest.fixture(scope="session")

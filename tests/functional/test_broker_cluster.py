@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import requests
 
-from tests.functional.conftest import CACHE
+from tests.functional.conftest import started
 from tests.functional.snapshots import ADMIN, ask, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
@@ -35,30 +33,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMqCluste
 
 
 @pytest.fixture(scope="module")
-def cloud(
-    tmp_path_factory: pytest.TempPathFactory,
-    cluster: RabbitMqCluster,
-    guest_image: Path,
-    accelerator: str,
-    glance_venv: Path,
-    extra_config: str,
-) -> Iterator[Cloud]:
+def cloud(make_cloud: Callable[..., Cloud], cluster: RabbitMqCluster) -> Iterator[Cloud]:
     """A cloud of its own on the cluster."""
-    cloud = Cloud(
-        tmp_path_factory.mktemp("clustered-cloud"),
-        cache=CACHE,
-        bin_directory=Path(sys.executable).parent,
-        image=guest_image,
-        accelerator=accelerator,
-        broker=cluster,
-        extra_config=extra_config,
-    )
-    try:
-        cloud.start_parts()
-        cloud.start_daemons()
+    with started(make_cloud("clustered-cloud", broker=cluster)) as cloud:
         yield cloud
-    finally:
-        cloud.stop()
 
 
 @pytest.fixture(autouse=True)

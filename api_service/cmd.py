@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = conf.load(sys.argv[1:] if argv is None else argv, PROG)
         log.setup(settings, LOG_FILE)
+        daemon.lead_process_group()
         require_safe_identity(settings)
         return _daemon(settings, make_parts(settings)).run()
     except (StillframeError, cfg.Error, db_errors.DBError, OSError) as error:

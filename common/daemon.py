@@ -153,6 +153,16 @@ class Daemon:
                 LOG.exception("%s did not stop cleanly", service.name)
 
 
+def lead_process_group() -> None:
+    """Be the first of a process group; call it before anything is sent.
+
+    oslo.messaging's queue manager looks the first one up in /proc. A daemon that a script
+    started, and that outlived the script, could neither call nor consume.
+    """
+    if os.getpgrp() != os.getpid():
+        os.setpgrp()
+
+
 def notify(*assignments: str) -> None:
     """Send sd_notify(3) assignments; does nothing when systemd does not listen."""
     address = os.environ.get("NOTIFY_SOCKET")

@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = conf.load(sys.argv[1:] if argv is None else argv, PROG)
         log.setup(settings, LOG_FILE)
+        daemon.lead_process_group()
         agent = Agent(settings)
     except (StillframeError, cfg.Error) as error:
         return daemon.fail(f"{PROG} cannot start: {error}")

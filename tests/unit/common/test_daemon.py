@@ -62,6 +62,17 @@ except ConfigurationError as error:
     print("ended with:", error, flush=True)
 """
 
+OUTLIVES_ITS_SCRIPT = """
+import os
+from common import daemon
+
+if os.fork():
+    os._exit(0)  # the script, first of its process group, has ended
+daemon.lead_process_group()
+daemon.lead_process_group()
+print(os.getpgrp() == os.getpid(), flush=True)
+"""
+
 WORKS = "[capture]\nbandwidth_limit = {limit}\n"
 
 
@@ -153,3 +164,16 @@ def test_what_fails_later_ends_it_in_order_and_with_its_reason() -> None:
         check=True,
     )
     assert done.stdout.splitlines() == ["works stopped", "ended with: no"]
+
+
+def test_one_that_outlives_the_script_that_started_it_leads_a_process_group() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OUTLIVES_ITS_SCRIPT],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        start_new_session=True,
+    )
+    assert done.stdout == "True\n"

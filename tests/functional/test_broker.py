@@ -16,7 +16,7 @@ from common.errors import BrokerUnavailable
 from tests.functional.conftest import ROOT, python
 from tests.unit.common.test_broker import self_signed
 from tools.stack.container import ContainerBroker, usable_image
-from tools.stack.process import free_port
+from tools.stack.process import free_port, listens
 from tools.stack.rabbitmq import RabbitMq
 
 
@@ -83,6 +83,8 @@ def tls_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
     server = RabbitMq(directory)
     try:
         server.start()
+        # Its listeners open one after the other, and `start` waits for the plain one.
+        server.process.wait_until(lambda: listens(port), 30)
         yield f"rabbit://guest:guest@localhost:{port}/", certificate
     finally:
         server.stop()

@@ -27,15 +27,20 @@ class Told:
     outcome: str
     reason: str
     recovered_s: float
+    #: Something was hit, and the job was not over.
+    counts: bool
 
 
 def table(told: list[Told], seed: int) -> str:
     """Return what came of a run, by fault and method, as Markdown."""
     rows: dict[tuple[str, str], list[Told]] = collections.defaultdict(list)
-    for one in told:
+    counted = [one for one in told if one.counts]
+    vain = len(told) - len(counted)
+    for one in counted:
         rows[one.fault, one.method].append(one)
     lines = [
-        f"{len(told)} faults, seed {seed}.\n",
+        f"{len(counted)} faults, seed {seed}; {vain} more hit nothing, or a job that was over: "
+        "all held, none is counted.\n",
         "| fault | method | times | whole | gone, and why | until the end, longest, s | Nova |",
         "|---|---|---|---|---|---|---|",
     ]

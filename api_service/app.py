@@ -54,7 +54,7 @@ from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
 from api_service.store.overrides import Overrides
 from common import broker, conf, rpc
-from common.errors import StillframeError
+from common.errors import BrokerUnavailable, StillframeError
 from common.glance import ImageService
 from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
 
@@ -156,7 +156,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         dispatcher=dispatcher,
         health_checks={
             "database": lambda: _look_at_database(database),
-            "broker": _at_most_every(_BROKER_LOOK_S, lambda: check_broker(settings, [])),
+            "broker": _at_most_every(_BROKER_LOOK_S, lambda: _look_at_broker(settings)),
         },
         link_prefix=settings.api.compute_link_prefix,
         max_limit=settings.api.max_limit,
@@ -217,6 +217,11 @@ def check_broker(settings: cfg.ConfigOpts, hosts: list[str]) -> broker.BrokerRep
     # Registered with the transport, unless that is not RabbitMQ's.
     options = getattr(settings, "oslo_messaging_rabbit", None)
     return broker.check(settings.transport_url, queues, _BROKER_TIMEOUT_S, options)
+
+
+def _look_at_broker(settings: cfg.ConfigOpts) -> None:
+    if check_broker(settings, []).is_blocked:
+        raise BrokerUnavailable("an alarm (memory or disk) of RabbitMQ stops all that is published")
 
 
 def _look_at_database(database: Database) -> None:

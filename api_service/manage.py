@@ -67,11 +67,13 @@ def broker_check(settings: cfg.ConfigOpts) -> int:
     report = check_broker(settings, [agent.host for agent in agents] or [settings.host])
     _say(f"Broker        {report.server} {report.version}, reached in {report.connect_ms:.0f} ms")
     _say(f"Permissions   {'ok' if report.may_declare else 'this user may not declare queues'}")
+    blocked = "NO: an alarm (memory or disk) of RabbitMQ stops all that is published"
+    _say(f"Takes         {blocked if report.is_blocked else 'messages'}")
     _say(f"{'Queue':50} {'waiting':>8} {'consumers':>10}")
     for queue in report.queues:
         depth = "no queue" if queue.depth is None else str(queue.depth)
         _say(f"{queue.name:50} {depth:>8} {queue.consumers or 0:>10}")
-    _say("Healthy" if report.healthy else "NOT healthy: a queue has no consumer")
+    _say("Healthy" if report.healthy else "NOT healthy: see above")
     return daemon.EXIT_OK if report.healthy else daemon.EXIT_FAILED
 
 

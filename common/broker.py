@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The broker check: is RabbitMQ there, does it let us work, are the agents listening?
+"""The broker check: is RabbitMQ there, does it take messages, are the agents listening?
 
 Used by `stillframe-manage broker check` and the health page. It speaks kombu
 directly, because it asks what oslo.messaging hides: the server's own words,
-whether we may declare a queue, and the depth and consumers of each agent's
-queue. It changes nothing but a queue of its own that is gone with it. TLS is as
-the daemons speak it, and no wait is longer than the caller's timeout.
+whether we may declare a queue, whether an alarm (memory, disk) stops what is
+published, and the depth and consumers of each agent's queue. It changes nothing
+but a queue of its own that is gone with it. TLS is as the daemons speak it, and
+no wait is longer than the caller's timeout.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import amqp
 from amqp import exceptions as amqp_errors
 from kombu.connection import Connection
 from kombu.exceptions import OperationalError
@@ -66,12 +68,15 @@ class BrokerReport:
     version: str
     connect_ms: float
     may_declare: bool
+    #: An alarm stops whoever publishes; False also where we may not try.
+    is_blocked: bool
     queues: tuple[QueueReport, ...]
 
     @property
     def healthy(self) -> bool:
-        """We may work there and every queue asked for has a consumer."""
-        return self.may_declare and all(queue.healthy for queue in self.queues)
+        """We may work there, messages are taken, every queue asked for has a consumer."""
+        works = self.may_declare and not self.is_blocked
+        return works and all(queue.healthy for queue in self.queues)
 
 
 def kombu_urls(transport_url: str) -> list[str]:
@@ -137,12 +142,16 @@ def check(
     with _connected(kombu_urls(transport_url), timeout_s, tls) as connection:
         connect_ms = (time.monotonic() - began) * 1e3
         properties = connection.connection.server_properties
+        looked_at = tuple(_look_at(connection, name) for name in queues)
+        # Last: from a connection that has published in an alarm nothing more is read.
+        may_declare, is_blocked = _try_out(connection)
         return BrokerReport(
             server=str(properties.get("product", "unknown")),
             version=str(properties.get("version", "unknown")),
             connect_ms=connect_ms,
-            may_declare=_may_declare(connection),
-            queues=tuple(_look_at(connection, name) for name in queues),
+            may_declare=may_declare,
+            is_blocked=is_blocked,
+            queues=looked_at,
         )
 
 
@@ -204,15 +213,30 @@ def _told(connection: Any, failure: Exception) -> str:
     return f"at {where}: {failure}"
 
 
-def _may_declare(connection: Any) -> bool:
-    """Declare a queue of our own, exclusive and deleted with the channel."""
+def _try_out(connection: Any) -> tuple[bool, bool]:
+    """Publish to a queue of our own, exclusive and deleted with the connection.
+
+    Return whether we may declare one, and whether an alarm blocks us: the broker
+    says so, instead of confirming, to the first message of a connection.
+    """
+    answers: list[bool] = []
+    connection.connection.on_blocked = lambda _: answers.append(True)
     channel = connection.channel()
+    channel.events["basic_ack"].add(lambda *_: answers.append(False))
     try:
-        channel.queue_declare(queue="", exclusive=True, auto_delete=True)
+        queue = channel.queue_declare(queue="", exclusive=True, auto_delete=True).queue
     except amqp_errors.AccessRefused:
-        return False  # the server has closed the channel
-    channel.close()
-    return True
+        return False, False  # the server has closed the channel
+    channel.confirm_select()
+    channel.basic_publish(amqp.Message("?"), routing_key=queue)
+    with suppress(amqp_errors.AccessRefused):  # some may declare and not publish
+        while not answers:
+            connection.drain_events()
+    is_blocked = True in answers
+    if is_blocked:
+        # It does not hear a goodbye either.
+        connection.connection.sock.settimeout(_FAREWELL_S)
+    return True, is_blocked
 
 
 def _look_at(connection: Any, name: str) -> QueueReport:

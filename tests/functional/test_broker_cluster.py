@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -84,36 +86,49 @@ def test_a_node_that_dies_in_a_burst_of_requests_loses_and_doubles_none(
         assert image["os_hash_value"] == job["sha512"]
 
 
-def test_a_broker_that_takes_nothing_holds_up_no_request_and_the_job_runs_when_it_does(
-    cloud: Cloud, cluster: RabbitMqCluster, new_guest: Callable[..., Guest]
-) -> None:
-    """An alarm (memory, disk) stops every publisher of the cluster."""
-    guest = new_guest(start=False)
-    node = cluster.alive()
-    node.control("set_vm_memory_high_watermark", "0.0000001")
+@contextlib.contextmanager
+def alarm(node: RabbitMq, command: str, raised: str, cleared: str) -> Iterator[None]:
+    """Have the node run short of memory or disk: that stops every publisher of the cluster."""
+    node.control(command, raised)
     try:
         wait_for(lambda: _is_alarmed(node), "the alarm", 30)
-        began = time.monotonic()
-        asked = ask(cloud, guest)
-        assert time.monotonic() - began < _ANSWER_S
-        assert asked.job()["state"] == "pending"
+        yield
     finally:
-        node.control("set_vm_memory_high_watermark", "0.4")
-    job = asked.ended()
-    assert job["state"] == "done", job["reason"]
+        node.control(command, cleared)
+        wait_for(lambda: not _is_alarmed(node), "the end of the alarm", 30)
 
 
 def _is_alarmed(node: RabbitMq) -> bool:
     return bool(json.loads(node.control("status", "--formatter", "json"))["alarms"])
 
 
-def test_connections_that_are_cut_in_an_upload_are_made_again(
+def test_a_broker_that_takes_nothing_holds_up_no_request_and_the_job_runs_when_it_does(
+    cloud: Cloud, cluster: RabbitMqCluster, new_guest: Callable[..., Guest]
+) -> None:
+    guest = new_guest(start=False)
+    with alarm(cluster.alive(), "set_vm_memory_high_watermark", "0.0000001", "0.4"):
+        began = time.monotonic()
+        asked = ask(cloud, guest)
+        assert time.monotonic() - began < _ANSWER_S
+        assert asked.job()["state"] == "pending"
+    job = asked.ended()
+    assert job["state"] == "done", job["reason"]
+
+
+def test_a_job_that_ends_while_the_broker_takes_nothing_is_told_later_and_the_check_says_why(
     cloud: Cloud, cluster: RabbitMqCluster, new_guest: Callable[..., Guest]
 ) -> None:
     guest = new_guest(start=False)
     asked = ask(cloud, guest)
     wait_for(lambda: asked.job()["step"] == "stream", "the upload")
-    cluster.alive().control("close_all_connections", "cut by a test")
+    with alarm(cluster.alive(), "set_disk_free_limit", "1000000GB", "50MB"):
+        wait_for(lambda: (asked.image() or {}).get("status") == "active", "the whole image")
+        wait_for(lambda: cloud.get("/healthcheck")["backends"]["broker"] != "ok", "the alarm")
+        with pytest.raises(subprocess.CalledProcessError) as refused:
+            cloud.manage("broker", "check")
+        assert "NO: an alarm" in refused.value.stdout
+        assert asked.job()["finished_at"] is None, "nobody can have told"
     job = asked.ended()
     assert job["state"] == "done", job["reason"]
-    assert ask(cloud, guest).ended()["state"] == "done"
+    wait_for(lambda: cloud.get("/healthcheck")["backends"]["broker"] == "ok", "health", 30)
+    assert cloud.manage("broker", "check").stdout.rstrip().endswith("Healthy")

@@ -96,6 +96,8 @@ class Cloud:
         self._extra_config = extra_config
         self._options: list[str] = []
         self.rabbitmq = broker or RabbitMq(directory / "rabbitmq")
+        #: Where the daemons find the broker; a test may put something in between.
+        self.transport_url: str = self.rabbitmq.transport_url
         self.glance = Glance(directory / "glance", cache / "venv-glance")
         #: Where the daemons find the image service; a test may put something in between.
         self.glance_endpoint = self.glance.endpoint
@@ -200,7 +202,7 @@ class Cloud:
         self.config_file.write_text(
             _CONFIG.format(
                 broker_block=_PRODUCTION_BROKER_BLOCK.read_text(),
-                transport_url=self.rabbitmq.transport_url,
+                transport_url=self.transport_url,
                 host=self.host,
                 here=self.directory,
                 run=self.libvirtd.run,

@@ -2,7 +2,8 @@
 """Private PostgreSQL and MariaDB servers of the distribution's packages, for the tests.
 
 Each has a directory of its own with a unix socket in it, which only its user
-and root may enter: no port, no password, no stranger. A server ends with the
+and root may enter: no port, no password, no stranger. With a certificate it
+listens on the loopback, too, to clients that speak TLS. A server ends with the
 thread that started it, however that ends.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from tools.stack.process import Process
+from tools.stack.process import Process, free_port
 
 _START_TIMEOUT_S = 60.0
 _MAKE_TIMEOUT_S = 120.0
@@ -31,24 +32,41 @@ class ProgramMissing(Exception):
 
 
 class Server:
-    """One server with an empty database; `start` it once, `stop` it for good."""
+    """One server with an empty database; `start` it once, `stop` it for good.
+
+    `certificate` is a PEM file of `localhost` with its `key.pem` beside it.
+    """
 
     name: ClassVar[str]
     #: What ends it at once though clients are connected.
     stops_by: ClassVar[signal.Signals]
+    #: What makes the user that comes over TCP.
+    _tcp_statements: ClassVar[Sequence[str]] = ()
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None) -> None:
         self._programs = self._find_programs()
         # Not below a directory that is root's alone, and short: a socket's path is.
         self._here = Path(tempfile.mkdtemp(prefix="stillframe-", dir="/tmp"))
         self._data = self._here / "data"
+        self._certificate, self._key = self._here / "certificate.pem", self._here / "key.pem"
+        self._port = free_port() if certificate else None
+        if certificate:
+            shutil.copy(certificate, self._certificate)
+            shutil.copy(certificate.with_name("key.pem"), self._key)
+            self._key.chmod(0o600)
         if os.geteuid() == 0:
-            os.chown(self._here, _NOBODY, _NOBODY)
+            for path in (self._here, *self._here.iterdir()):
+                os.chown(path, _NOBODY, _NOBODY)
         self.process = Process(self.name, self._here)
 
     @property
     def url(self) -> str:
         """What `[database] connection` is to be."""
+        raise NotImplementedError
+
+    @property
+    def tcp_url(self) -> str:
+        """The same over TCP, for a server with a certificate; says nothing of TLS."""
         raise NotImplementedError
 
     def start(self) -> None:
@@ -62,8 +80,9 @@ class Server:
         )
         self.process.start(_unprivileged(self._server_command(), dies_by=self.stops_by))
         self.process.wait_until(lambda: self.run("SELECT 1"), _START_TIMEOUT_S)
-        if not self.run(f"CREATE DATABASE {_NAME}"):
-            raise RuntimeError(f"{self.name} makes no database:\n{self.process.tail()}")
+        for statement in (f"CREATE DATABASE {_NAME}", *self._tcp_statements):
+            if not self.run(statement):
+                raise RuntimeError(f"{self.name} makes no database:\n{self.process.tail()}")
 
     def stop(self) -> None:
         """Stop the server and remove everything of it."""
@@ -108,6 +127,11 @@ class PostgreSql(Server):
         """What `[database] connection` is to be."""
         return f"postgresql+psycopg://{_NAME}@/{_NAME}?host={self._here}"
 
+    @property
+    def tcp_url(self) -> str:
+        """The same over TCP."""
+        return f"postgresql+psycopg://{_NAME}@localhost:{self._port}/{_NAME}"
+
     def _find_programs(self) -> dict[str, str]:
         newest_first = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
         return _programs("postgresql", ("initdb", "postgres", "psql"), newest_first)
@@ -118,11 +142,23 @@ class PostgreSql(Server):
 
     def _server_command(self) -> list[str]:
         settings = {**self._SETTINGS, "unix_socket_directories": str(self._here)}
+        if self._port:
+            who_may = self._here / "hba.conf"
+            who_may.write_text("local all all trust\nhostssl all all 127.0.0.1/32 trust\n")
+            settings |= {
+                "hba_file": str(who_may),
+                "listen_addresses": "127.0.0.1",
+                "port": str(self._port),
+                "ssl": "on",
+                "ssl_cert_file": str(self._certificate),
+                "ssl_key_file": str(self._key),
+            }
         options = [f"--{name}={value}" for name, value in settings.items()]
         return [self._programs["postgres"], "-D", str(self._data), *options]
 
     def _client_command(self) -> list[str]:
         where = [f"--host={self._here}", f"--username={_NAME}", "--dbname=postgres"]
+        where += [f"--port={self._port}"] if self._port else []  # a part of the socket's name
         return [self._programs["psql"], "--no-psqlrc", *where, "--command"]
 
 
@@ -131,8 +167,11 @@ class MariaDb(Server):
 
     name = "mariadb"
     stops_by = signal.SIGTERM
+    _tcp_statements = (
+        f"CREATE USER {_NAME}@'127.0.0.1' REQUIRE SSL",
+        f"GRANT ALL ON {_NAME}.* TO {_NAME}@'127.0.0.1'",
+    )
     _SETTINGS: ClassVar[Sequence[str]] = (
-        "--skip-networking",
         "--skip-log-bin",
         "--performance-schema=off",
         "--innodb-buffer-pool-size=16M",
@@ -148,6 +187,11 @@ class MariaDb(Server):
     def url(self) -> str:
         """What `[database] connection` is to be."""
         return f"mysql+pymysql://root@localhost/{_NAME}?unix_socket={self._socket}"
+
+    @property
+    def tcp_url(self) -> str:
+        """The same over TCP."""
+        return f"mysql+pymysql://{_NAME}@localhost:{self._port}/{_NAME}"
 
     @property
     def _socket(self) -> Path:
@@ -166,7 +210,11 @@ class MariaDb(Server):
 
     def _server_command(self) -> list[str]:
         where = [f"--datadir={self._data}", f"--socket={self._socket}", f"--tmpdir={self._here}"]
-        return [self._programs["mariadbd"], "--no-defaults", *where, *self._SETTINGS]
+        network = ["--skip-networking"]
+        if self._port:
+            network = ["--bind-address=127.0.0.1", f"--port={self._port}", "--skip-name-resolve"]
+            network += [f"--ssl-cert={self._certificate}", f"--ssl-key={self._key}"]
+        return [self._programs["mariadbd"], "--no-defaults", *where, *network, *self._SETTINGS]
 
     def _client_command(self) -> list[str]:
         where = [f"--socket={self._socket}", "--user=root"]

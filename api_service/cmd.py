@@ -19,6 +19,7 @@ from oslo_db import exception as db_errors
 from oslo_log import log as oslo_log
 
 from api_service.app import LOG_FILE, PROG, Parts, check_broker, make_parts
+from api_service.quotas import Streams
 from api_service.reaper import Reaper
 from api_service.status import StatusEndpoint
 from common import conf, daemon, log
@@ -107,7 +108,10 @@ class HttpServer:
 
     name = "http server"
 
-    def __init__(self, application: Any, settings: cfg.ConfigOpts) -> None:
+    def __init__(
+        self, application: Any, settings: cfg.ConfigOpts, streams: Streams | None = None
+    ) -> None:
+        self._streams = streams
         self._server = wsgi.Server(
             (str(settings.api.bind_host), settings.api.bind_port),
             application,
@@ -125,7 +129,9 @@ class HttpServer:
         self._thread.start()
 
     def stop(self, deadline: float) -> None:
-        """Take no more connections and let the requests at hand finish."""
+        """Take no more connections and let the requests at hand finish; none waits for events."""
+        if self._streams is not None:
+            self._streams.stop()
         self._server.shutdown_timeout = max(0.0, deadline - time.monotonic())
         self._server.stop()
 
@@ -152,7 +158,7 @@ def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
     services: list[daemon.Service] = [server, reaper]
     checks = [reaper.alive]
     if settings.api.serve_http:
-        http = HttpServer(parts.application, settings)
+        http = HttpServer(parts.application, settings, parts.streams)
         services.append(http)
         checks.append(http.alive)
     return daemon.Daemon(

@@ -136,7 +136,18 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
         "List jobs.",
         [("GET", "/v1/jobs")],
     ),
-    ("stillframe:jobs:show", _READER_OR_ADMIN, "Show a job.", [("GET", "/v1/jobs/{id}")]),
+    (
+        "stillframe:jobs:index:get_all_projects",
+        _ADMIN,
+        "See the jobs of all projects, and on which host each runs.",
+        [("GET", "/v1/jobs"), ("GET", "/v1/jobs/{id}")],
+    ),
+    (
+        "stillframe:jobs:show",
+        _READER_OR_ADMIN,
+        "Show a job, and how it goes on.",
+        [("GET", "/v1/jobs/{id}"), ("GET", "/v1/jobs/{id}/events")],
+    ),
     ("stillframe:jobs:cancel", _MEMBER_OR_ADMIN, "Cancel a job.", [("DELETE", "/v1/jobs/{id}")]),
     (
         "stillframe:jobs:adjust",

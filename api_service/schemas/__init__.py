@@ -98,6 +98,19 @@ RESET_STATE = _action(
     },
 )
 
+#: What `POST /servers/{id}/action` may be.
+ACTIONS = (
+    CREATE_IMAGE,
+    PAUSE,
+    UNPAUSE,
+    START,
+    STOP,
+    REBOOT,
+    LOCK_WITH_REASON,
+    UNLOCK,
+    RESET_STATE,
+)
+
 METADATA = Draft202012Validator(
     {
         "type": "object",

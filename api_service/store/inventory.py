@@ -173,9 +173,10 @@ def _conditions(query: InstanceQuery) -> list[ColumnElement[bool]]:
 
 
 def _after(marker: InstanceRow) -> ColumnElement[bool]:
-    return or_(
-        InstanceRow.created_at < marker.created_at,
-        and_(InstanceRow.created_at == marker.created_at, InstanceRow.uuid < marker.uuid),
+    # In this form an index leads to the page, however far down it is.
+    return and_(
+        InstanceRow.created_at <= marker.created_at,
+        or_(InstanceRow.created_at < marker.created_at, InstanceRow.uuid < marker.uuid),
     )
 
 

@@ -132,6 +132,8 @@ class NewJob:
     deadline_at: dt.datetime
     #: Nothing has to be made before it is cast.
     castable: bool = False
+    #: How many such jobs the project may have open, this one among them; None: any number.
+    max_open: int | None = None
 
 
 def agent(row: AgentRow) -> Agent:

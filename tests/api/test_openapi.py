@@ -14,6 +14,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from jsonschema import Draft202012Validator
+from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -26,6 +27,7 @@ import api_service
 from api_service import manage, openapi
 from api_service.app import ROUTES
 from api_service.schemas import v1
+from api_service.store.overrides import Overrides
 from common.messages import InstanceRecord
 from tests.api import agents as agent_says
 from tests.api.conftest import Cloud
@@ -39,7 +41,7 @@ CHECKS = (
     response_schema_conformance,
 )
 #: Of each operation; enough for every kind of mistake that schemathesis makes on purpose.
-EXAMPLES = 8
+EXAMPLES = 12
 
 
 def test_the_committed_document_is_current(capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,11 +85,12 @@ def test_what_the_policy_guards_names_its_rules() -> None:
 
 @pytest.fixture
 def busy(cloud: Cloud, instance: InstanceRecord) -> dict[str, str]:
-    """Ids that lead somewhere: an instance, a job that runs, one that is done."""
+    """Ids that lead somewhere: an idle instance, a job that runs, one that is done."""
     cloud.streams.longest_s = 0.05
-    other = agent_says.instance()
-    cloud.announce(instance, other)
-    ids: dict[str, str] = {"server_id": instance.uuid}
+    other, idle = agent_says.instance(), agent_says.instance()
+    cloud.announce(instance, other, idle)
+    Overrides(cloud.database).change_metadata(idle.uuid, lambda _: {"a": "1"})
+    ids: dict[str, str] = {"server_id": idle.uuid}
     for name, record in (("job_id", instance), ("done_id", other)):
         image_id = cloud.snapshot(record.uuid).json["image_id"]
         ids[name] = str(cloud.casts.next()["job_id"])
@@ -113,21 +116,28 @@ def test_each_reply_of_ours_is_what_its_schema_says(cloud: Cloud, busy: dict[str
         Draft202012Validator(schema).validate(reply.json)
 
 
-def operations() -> Iterator[tuple[str, str]]:
+def cases() -> Iterator[tuple[str, str, GenerationMode]]:
+    """Each operation, asked well; and asked badly, where there is anything that can be wrong."""
     for url, methods in openapi.document(ROUTES)["paths"].items():
-        yield from ((url, method) for method in methods)
+        for method, described in methods.items():
+            yield url, method, GenerationMode.POSITIVE
+            takes_query = any(one.get("in") == "query" for one in described["parameters"])
+            if takes_query or "requestBody" in described:
+                yield url, method, GenerationMode.NEGATIVE
 
 
-@pytest.mark.parametrize(("url", "method"), list(operations()))
+@pytest.mark.parametrize(
+    ("url", "method", "mode"), list(cases()), ids=lambda value: getattr(value, "value", value)
+)
 def test_what_it_describes_is_so_whatever_is_asked(
-    cloud: Cloud, busy: dict[str, str], url: str, method: str
+    cloud: Cloud, busy: dict[str, str], url: str, method: str, mode: GenerationMode
 ) -> None:
     document = openapi.document(ROUTES)
     schema = schemathesis.openapi.from_dict(document)
     schema.app = cloud.http.app
     operation = schema[url][method.upper()]
     choice = random.Random(f"{method} {url}")
-    known = {**busy, "alias": "servers", "key": "a"}
+    known = {**busy, "alias": "servers", "key": "a", "flavor_id": "m1.tiny"}
 
     @settings(
         max_examples=EXAMPLES,
@@ -136,7 +146,7 @@ def test_what_it_describes_is_so_whatever_is_asked(
         derandomize=True,
         suppress_health_check=list(HealthCheck),
     )
-    @hypothesis.given(case=operation.as_strategy())
+    @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
         for name in case.path_parameters or {}:
             if choice.random() < 0.7 and name in known:

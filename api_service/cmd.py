@@ -31,6 +31,8 @@ LOG = logging.getLogger(__name__)
 
 _LISTEN_BACKLOG = 128
 _UNREAD_MAX_BYTES = 1 << 20
+#: The request line and all headers; Keystone's longest tokens are half of it.
+_HEADERS_MAX_BYTES = 1 << 15
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,6 +123,8 @@ class HttpServer:
             request_queue_size=_LISTEN_BACKLOG,
         )
         self._server.ConnectionClass = _Connection
+        # cheroot's default keeps whatever it is sent.
+        self._server.max_request_header_size = _HEADERS_MAX_BYTES
         self._thread = threading.Thread(target=self._server.serve, name="http", daemon=True)
 
     def start(self) -> None:

@@ -30,6 +30,8 @@ LOG = logging.getLogger(__name__)
 
 
 _LISTEN_BACKLOG = 128
+#: cheroot's 10 makes every client beyond connect anew for each request.
+_CONNECTIONS_KEPT = 256
 _UNREAD_MAX_BYTES = 1 << 20
 #: The request line and all headers; Keystone's longest tokens are half of it.
 _HEADERS_MAX_BYTES = 1 << 15
@@ -123,6 +125,7 @@ class HttpServer:
             request_queue_size=_LISTEN_BACKLOG,
         )
         self._server.ConnectionClass = _Connection
+        self._server.keep_alive_conn_limit = _CONNECTIONS_KEPT
         # cheroot's default keeps whatever it is sent.
         self._server.max_request_header_size = _HEADERS_MAX_BYTES
         self._thread = threading.Thread(target=self._server.serve, name="http", daemon=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 from api_service.store.models import AgentRow, InstanceRow, JobRow
 from common import clock
@@ -173,5 +174,9 @@ def job(row: JobRow) -> Job:
 
 
 def _fields_of(kind: type[Any], row: object, but: Collection[str] = frozenset()) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(kind) if field.name not in but]
-    return {name: getattr(row, name) for name in names}
+    return {name: getattr(row, name) for name in _names(cast(Any, kind)) if name not in but}
+
+
+@functools.cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))

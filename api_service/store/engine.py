@@ -99,7 +99,8 @@ class Database:
     def __init__(self, connection: str, **oslo_db_options: Any) -> None:
         context = enginefacade.transaction_context()
         url = _understood(make_url(connection)).render_as_string(hide_password=False)
-        context.configure(connection=url, **oslo_db_options)
+        # For greenthreads, oslo.db would sleep after each transaction; these are real threads.
+        context.configure(connection=url, thread_checkin=False, **oslo_db_options)
         try:
             self.engine: Engine = context.writer.get_engine()
         except sql_errors.OperationalError as error:

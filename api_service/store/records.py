@@ -9,6 +9,8 @@ import functools
 from collections.abc import Collection
 from typing import Any, cast
 
+from sqlalchemy import Row
+
 from api_service.store.models import AgentRow, InstanceRow, JobRow
 from common import clock
 from common.messages import CaptureFigures, DiskImage, Flavor, Hypervisor, InstanceRef, StepTime
@@ -153,8 +155,8 @@ def agent(row: AgentRow) -> Agent:
     return Agent(**fields)
 
 
-def instance(row: InstanceRow) -> Instance:
-    """Return the record of a row."""
+def instance(row: InstanceRow | Row[Any]) -> Instance:
+    """Return the record of a row, as an object or as the database gave it."""
     fields = _fields_of(Instance, row, but={"metadata"})
     fields["metadata"] = dict(row.user_metadata or {})
     fields["flavor"] = Flavor.from_wire(row.flavor)

@@ -232,12 +232,15 @@ class Stage:
         database.engine.dispose()
 
 
+#: Request and number of clients → for each round, how long each of its requests took, in s.
+Took = dict[tuple[str, int], list[list[float]]]
+
+
 def run(plan: Plan, identity: Identity = NOAUTH) -> dict[str, Any]:
     """Measure everything; return what the JSON has."""
+    took: Took = {}
     with stage(identity) as ready:
         rows = ready.rows()
-        took: dict[tuple[str, int], list[list[float]]] = {}
-        rates: dict[tuple[str, int], list[float]] = {}
         order = random.Random(_SEED)  # noqa: S311 # the same order in each run of the benchmark
         for _ in range(plan.rounds):
             for clients in CLIENTS:
@@ -245,43 +248,36 @@ def run(plan: Plan, identity: Identity = NOAUTH) -> dict[str, Any]:
                     say(f"{row.name}, {clients} clients")
                     found = load.run(row.port, row.take(), clients, plan.seconds)
                     took.setdefault((row.name, clients), []).append(found)
-                    # Each client has one request under way at any time.
-                    rates.setdefault((row.name, clients), []).append(
-                        clients * len(found) / sum(found)
-                    )
-        told = [
-            figures(row.name, clients, took[row.name, clients], rates[row.name, clients])
-            for row in rows
-            for clients in CLIENTS
-        ]
-    return {"rows": told, "ratios": ratios(rates), "host": _host()}
+    told = [figures(row.name, n, took[row.name, n]) for row in rows for n in CLIENTS]
+    return {"rows": told, "ratios": ratios(took), "host": _host()}
 
 
-def figures(
-    request: str, clients: int, took: Sequence[Sequence[float]], rates: Sequence[float]
-) -> dict[str, Any]:
+def figures(request: str, clients: int, rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Return a row: the median of the rounds' rates, and the times of all requests together."""
-    times = sorted(one * 1000 for each in took for one in each)
+    times = [one for each in rounds for one in each]
     return {
         "request": request,
         "clients": clients,
-        "rps": round(statistics.median(rates), 1),
-        "p50_ms": round(_percentile(times, 50), 2),
-        "p99_ms": round(_percentile(times, 99), 2),
+        "rps": round(statistics.median(_rate(each, clients) for each in rounds), 1),
+        "p50_ms": round(_percentile(times, 50) * 1000, 2),
+        "p99_ms": round(_percentile(times, 99) * 1000, 2),
     }
 
 
-def ratios(rates: dict[tuple[str, int], list[float]]) -> dict[str, float]:
+def ratios(took: Took) -> dict[str, float]:
     """Return what the goals are about: medians of the rounds' ratios.
 
-    `get_vs_bare` with the most clients, rate by rate; `page_10000_vs_100` with
-    one, cost by cost.
+    `get_vs_bare`: rates, with the most clients. `page_10000_vs_100`: the median
+    time of a page, with one client.
     """
-    few, many = f"list {FEW} of {FEW}", f"list {FEW} of {MANY}"
-    return {
-        "get_vs_bare": _ratio(rates["GET server", CLIENTS[-1]], rates["bare", CLIENTS[-1]]),
-        "page_10000_vs_100": _ratio(rates[few, CLIENTS[0]], rates[many, CLIENTS[0]]),
-    }
+    one, most = CLIENTS[0], CLIENTS[-1]
+    few, many = (
+        [_percentile(each, 50) for each in took[f"list {FEW} of {of}", one]] for of in (FEW, MANY)
+    )
+    get, bare = (
+        [_rate(each, most) for each in took[name, most]] for name in ("GET server", "bare")
+    )
+    return {"get_vs_bare": _ratio(get, bare), "page_10000_vs_100": _ratio(many, few)}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -335,7 +331,13 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3)
 
 
-def _percentile(ordered: Sequence[float], percent: int) -> float:
+def _rate(times: Sequence[float], clients: int) -> float:
+    """Return requests a second: each client has one under way at any time."""
+    return clients * len(times) / sum(times)
+
+
+def _percentile(times: Sequence[float], percent: int) -> float:
+    ordered = sorted(times)
     return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 
 

@@ -145,7 +145,7 @@ def add_jobs(cloud: Cloud, instance_uuid: str, count: int, step_s: float = 1) ->
         ("?kind=fly", "kind"),
         ("?instance_uuid=web", "instance_uuid"),
         ("?marker=x", "marker"),
-        (f"?marker={uuid.uuid4()}", "marker"),
+        (f"?marker={uuid.UUID(int=7)}", "marker"),
         ("?created_since=yesterday", "created_since"),
         ("?created_before=0001-01-01T00:00:00%2B14:00", "created_before"),
         ("?colour=red", "colour"),

@@ -25,7 +25,15 @@ _NEW = {
 
 def upgrade() -> None:
     """Bring the schema here."""
-    op.create_table("projects", sa.Column("id", sa.String(length=255), primary_key=True))
+    op.create_table(
+        "projects",
+        sa.Column("id", sa.String(length=255), primary_key=True),
+        # Whatever the database's own: two projects may differ in a letter's case alone (0004).
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+        mariadb_charset="utf8mb4",
+        mariadb_collate="utf8mb4_bin",
+    )
     for name in _WIDER:
         op.drop_index(name, table_name="jobs")
     for name, columns in {**_WIDER, **_NEW}.items():

@@ -26,6 +26,7 @@ from api_service.agents import Agents
 from api_service.dispatcher import Dispatcher
 from api_service.policies import Authorizer
 from api_service.powers import Powers
+from api_service.quotas import Quotas, Rates, Streams
 from api_service.resources.actions import ServerAction
 from api_service.resources.flavors import Flavors, FlavorsDetail, FlavorShow
 from api_service.resources.hosts import (
@@ -36,6 +37,7 @@ from api_service.resources.hosts import (
     Zones,
 )
 from api_service.resources.instance_actions import InstanceActions
+from api_service.resources.job_events import JobEvents
 from api_service.resources.limits import Extensions, Limits
 from api_service.resources.metadata import ServerMetadata, ServerMetadataItem
 from api_service.resources.operations import Job, Jobs
@@ -45,6 +47,8 @@ from api_service.resources.versions import (
     Health,
     NoIdentityDocument,
     OldVersionDocument,
+    OpenApi,
+    OurVersionDocument,
     Root,
     VersionDocument,
 )
@@ -91,9 +95,12 @@ ROUTES: tuple[tuple[str, type[Resource], str | None], ...] = (
     ("/v2.1/limits", Limits, None),
     ("/v2.1/extensions", Extensions, None),
     ("/v2.1/extensions/{alias}", Extensions, "one"),
+    ("/v1", OurVersionDocument, None),
+    ("/v1/openapi.json", OpenApi, None),
     ("/v1/hosts", Hosts, None),
     ("/v1/jobs", Jobs, None),
     ("/v1/jobs/{job_id}", Job, None),
+    ("/v1/jobs/{job_id}/events", JobEvents, None),
 )
 
 #: From the outside in: the log line sees everything, the resource only what passed the rest.
@@ -103,6 +110,7 @@ PIPELINE: tuple[type[Any], ...] = (
     middleware.WholeRequests,
     middleware.Microversions,
     middleware.NoIdentity,
+    middleware.RequestRates,
 )
 
 _RPC_TIMEOUT_S = 30.0
@@ -122,6 +130,7 @@ class Parts:
     images: ImageService
     dispatcher: Dispatcher
     transport: rpc.Transport
+    streams: Streams
     application: falcon.App[Any, Any]
 
 
@@ -145,6 +154,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
             agents=agents,
             images=images,
             accept_timeout_s=settings.api.job_accept_timeout,
+            quotas=_quotas(settings),
         ),
         overrides=overrides,
         powers=Powers(
@@ -154,12 +164,12 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
             accept_timeout_s=settings.api.job_accept_timeout,
         ),
         dispatcher=dispatcher,
-        health_checks={
-            "database": lambda: _look_at_database(database),
-            "broker": _at_most_every(_BROKER_LOOK_S, lambda: _look_at_broker(settings)),
-        },
+        health_checks=_health_checks(settings, database),
         link_prefix=settings.api.compute_link_prefix,
         max_limit=settings.api.max_limit,
+        rates=Rates(settings.quota.requests_per_second),
+        # Each holds a thread: whoever does not wait must find one, too.
+        streams=Streams(most=min(settings.api.event_streams, settings.api.threads // 2)),
     )
     return Parts(
         database=database,
@@ -169,8 +179,24 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         images=images,
         dispatcher=dispatcher,
         transport=transport,
+        streams=services.streams,
         application=make_application(services),
     )
+
+
+def _quotas(settings: cfg.ConfigOpts) -> Quotas:
+    most = settings.quota.open_jobs
+    return Quotas(
+        open_jobs=None if most < 0 else most,
+        image_metadata_items=settings.quota.image_metadata_items,
+    )
+
+
+def _health_checks(settings: cfg.ConfigOpts, database: Database) -> dict[str, Callable[[], None]]:
+    return {
+        "database": lambda: _look_at_database(database),
+        "broker": _at_most_every(_BROKER_LOOK_S, lambda: _look_at_broker(settings)),
+    }
 
 
 def make_application(services: Services) -> falcon.App[Any, Any]:

@@ -19,6 +19,7 @@ from oslo_db import exception as db_errors
 from oslo_log import log as oslo_log
 
 from api_service.app import LOG_FILE, PROG, Parts, check_broker, make_parts
+from api_service.quotas import Streams
 from api_service.reaper import Reaper
 from api_service.status import StatusEndpoint
 from common import conf, daemon, log
@@ -29,7 +30,11 @@ LOG = logging.getLogger(__name__)
 
 
 _LISTEN_BACKLOG = 128
+#: cheroot's 10 makes every client beyond connect anew for each request.
+_CONNECTIONS_KEPT = 256
 _UNREAD_MAX_BYTES = 1 << 20
+#: The request line and all headers; Keystone's longest tokens are half of it.
+_HEADERS_MAX_BYTES = 1 << 15
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +113,10 @@ class HttpServer:
 
     name = "http server"
 
-    def __init__(self, application: Any, settings: cfg.ConfigOpts) -> None:
+    def __init__(
+        self, application: Any, settings: cfg.ConfigOpts, streams: Streams | None = None
+    ) -> None:
+        self._streams = streams
         self._server = wsgi.Server(
             (str(settings.api.bind_host), settings.api.bind_port),
             application,
@@ -118,6 +126,9 @@ class HttpServer:
             request_queue_size=_LISTEN_BACKLOG,
         )
         self._server.ConnectionClass = _Connection
+        self._server.keep_alive_conn_limit = _CONNECTIONS_KEPT
+        # cheroot's default keeps whatever it is sent.
+        self._server.max_request_header_size = _HEADERS_MAX_BYTES
         self._thread = threading.Thread(target=self._server.serve, name="http", daemon=True)
 
     def start(self) -> None:
@@ -126,7 +137,9 @@ class HttpServer:
         self._thread.start()
 
     def stop(self, deadline: float) -> None:
-        """Take no more connections and let the requests at hand finish."""
+        """Take no more connections and let the requests at hand finish; none waits for events."""
+        if self._streams is not None:
+            self._streams.stop()
         self._server.shutdown_timeout = max(0.0, deadline - time.monotonic())
         self._server.stop()
 
@@ -153,7 +166,7 @@ def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
     services: list[daemon.Service] = [server, reaper]
     checks = [reaper.alive]
     if settings.api.serve_http:
-        http = HttpServer(parts.application, settings)
+        http = HttpServer(parts.application, settings, parts.streams)
         services.append(http)
         checks.append(http.alive)
     return daemon.Daemon(

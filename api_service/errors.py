@@ -10,6 +10,9 @@
     ├── LengthRequired       the body comes without its length
     ├── Conflict             the state of the thing excludes the request now
     ├── RequestTooLarge      the body is longer than any honest one
+    ├── OverQuota            the project has as much as it may have
+    ├── TooManyRequests      the project asks more often than it may
+    ├── NoFreeStream         as many wait for events as this process can serve
     └── HostNameTaken        two agents were given one host name
 
 `faults` turns them into Nova's fault bodies.
@@ -78,3 +81,23 @@ class HostNameTaken(ApiError):
     """An agent reports under the host name of another one that lives."""
 
     code = "host_name_taken"
+
+
+class OverQuota(ApiError):
+    """The project has as much as it may have; the message says of what."""
+
+    code = "over_quota"
+
+
+class TooManyRequests(ApiError):
+    """The project asks more often than it may, or waits for too many events at once."""
+
+    code = "too_many_requests"
+    retryable = True
+
+
+class NoFreeStream(ApiError):
+    """As many callers wait for events as this process has threads for."""
+
+    code = "no_free_stream"
+    retryable = True

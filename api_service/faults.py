@@ -54,7 +54,10 @@ FAULTS: dict[type[Exception], Fault] = {
     api.LengthRequired: Fault(status=411, name="computeFault"),
     api.Conflict: CONFLICT,
     api.HostNameTaken: CONFLICT,
-    api.RequestTooLarge: Fault(status=413, name="overLimit"),
+    api.RequestTooLarge: Fault(status=413, name="overLimit", retry_after_s=0),
+    api.OverQuota: Fault(status=403, name="forbidden"),
+    api.TooManyRequests: Fault(status=429, name="overLimit", retry_after_s=_RETRY_AFTER_S),
+    api.NoFreeStream: UNAVAILABLE,
     common.ConfigurationError: UNAVAILABLE,
     common.MalformedMessage: BAD_REQUEST,
     common.UnsupportedRpcVersion: CONFLICT,
@@ -115,9 +118,12 @@ def handle(
 
 def _tell(response: falcon.Response, fault: Fault, message: str) -> None:
     response.status = fault.status
-    response.media = {fault.name: {"code": fault.status, "message": message}}
+    body: dict[str, object] = {"code": fault.status, "message": message}
     if fault.retry_after_s is not None:
         response.set_header("Retry-After", str(fault.retry_after_s))
+        if fault.name == "overLimit":
+            body["retryAfter"] = str(fault.retry_after_s)
+    response.media = {fault.name: body}
     if fault.status == falcon.http_status_to_code(falcon.HTTP_401):
         response.set_header("WWW-Authenticate", 'Keystone uri="noauth"')
 

@@ -5,6 +5,7 @@ stillframe-manage db sync|version     the database's schema
 stillframe-manage broker check        RabbitMQ, and who listens on which queue
 stillframe-manage job list|show ID    the ledger
 stillframe-manage image flatten ID    one whole image of an increment and what it lies on
+stillframe-manage openapi             the API, as an OpenAPI document
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from typing import Any
 from oslo_config import cfg
 from oslo_db import exception as db_errors
 
-from api_service import views
-from api_service.app import check_broker, make_database
+from api_service import openapi, views
+from api_service.app import ROUTES, check_broker, make_database
 from api_service.store import engine
 from api_service.store.inventory import Inventory
+from api_service.store.job_lists import JobQuery
 from api_service.store.ledger import Ledger
 from common import conf, daemon, flatten, rpc
 from common.errors import StillframeError
@@ -79,7 +81,7 @@ def broker_check(settings: cfg.ConfigOpts) -> int:
 
 def job_list(settings: cfg.ConfigOpts) -> int:
     """List the newest jobs."""
-    for job in Ledger(make_database(settings)).jobs(limit=50):
+    for job in Ledger(make_database(settings)).jobs(JobQuery(limit=50)):
         created = job.created_at.strftime("%Y-%m-%d %H:%M:%S")
         _say(f"{job.id}  {created}  {job.state:9}  {job.instance_uuid}  {job.reason or ''}")
     return daemon.EXIT_OK
@@ -105,13 +107,20 @@ def image_flatten(settings: cfg.ConfigOpts) -> int:
     return daemon.EXIT_OK
 
 
+def openapi_show(_settings: cfg.ConfigOpts) -> int:
+    """Print the OpenAPI document of this release."""
+    _say(json.dumps(openapi.document(ROUTES), indent=2))
+    return daemon.EXIT_OK
+
+
 Command = Callable[[cfg.ConfigOpts], int]
 
-#: Noun → verb → (what does it, its arguments).
+#: Noun → verb → (what does it, its arguments); the verb is empty where the noun says it all.
 COMMANDS: dict[str, dict[str, tuple[Command, tuple[str, ...]]]] = {
     "db": {"sync": (db_sync, ()), "version": (db_version, ())},
     "broker": {"check": (broker_check, ())},
     "image": {"flatten": (image_flatten, ("image_id",))},
+    "openapi": {"": (openapi_show, ())},
     "job": {"list": (job_list, ()), "show": (job_show, ("job_id",))},
 }
 
@@ -119,6 +128,9 @@ COMMANDS: dict[str, dict[str, tuple[Command, tuple[str, ...]]]] = {
 def _add_commands(nouns: Any) -> None:
     for noun, verbs in COMMANDS.items():
         parser: ArgumentParser = nouns.add_parser(noun)
+        if "" in verbs:
+            parser.set_defaults(run=verbs[""][0])
+            continue
         subparsers = parser.add_subparsers(dest="verb", required=True)
         for verb, (run, arguments) in verbs.items():
             command = subparsers.add_parser(verb, help=run.__doc__)

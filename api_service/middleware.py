@@ -3,7 +3,8 @@
 
 Each class is falcon middleware. `RequestIds` binds the context that puts
 `[req-…]` on every log line, `WholeRequests` refuses what cannot be read,
-`NoIdentity` says who asks, `Microversions` which version is spoken;
+`NoIdentity` says who asks, `Microversions` which version is spoken, and
+`RequestRates` bounds how often each project asks;
 `RequestLog` tells the log how it ended, `LoopbackOnly` keeps strangers from `noauth`.
 """
 
@@ -13,6 +14,7 @@ import ipaddress
 import logging
 import re
 import time
+from typing import Any
 
 import falcon
 
@@ -24,7 +26,7 @@ from common.context import RequestContext
 LOG = logging.getLogger(__name__)
 
 #: What answers without an identity: clients discover versions before they log in.
-_OPEN_PATHS = frozenset({"", "/v2", "/v2.1", "/v3", "/healthcheck"})
+_OPEN_PATHS = frozenset({"", "/v2", "/v2.1", "/v3", "/v1", "/v1/openapi.json", "/healthcheck"})
 _NOVA_PREFIX = "/v2.1"
 #: It stands in every line of the log.
 _REQUEST_ID = re.compile("req-[A-Za-z0-9-]{1,60}")
@@ -104,6 +106,22 @@ class Microversions:
         finally:
             # A refusal, too, must say what it depends on, or a cache would mix replies up.
             microversions.announce(response, request.context.version)
+
+
+class RequestRates:
+    """Counts what each project asks, once it is known who asks."""
+
+    def process_resource(
+        self,
+        request: falcon.Request,
+        _response: falcon.Response,
+        resource: Any,
+        _params: dict[str, Any],
+    ) -> None:
+        """Raise TooManyRequests for a request that is one too many."""
+        project_id = request.context.caller.project_id
+        if project_id:
+            resource.services.rates.take(project_id)
 
 
 class NoIdentity:

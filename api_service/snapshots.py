@@ -21,6 +21,7 @@ from api_service import images
 from api_service.agents import Agents
 from api_service.errors import BadRequest, Conflict
 from api_service.images import ImageRecords
+from api_service.quotas import Quotas
 from api_service.store.ledger import Ledger
 from api_service.store.records import Instance, Job, NewJob
 from common import clock
@@ -74,14 +75,16 @@ class Snapshots:
     agents: Agents
     images: ImageRecords
     accept_timeout_s: float
+    quotas: Quotas = dataclasses.field(default_factory=Quotas)
 
     def request(self, caller: RequestContext, instance: Instance, wish: SnapshotWish) -> Job:
         """Make a job of a wish; it is cast by whoever the caller tells of it.
 
-        Raises Conflict or InstanceBusy (state), AgentUnavailable, BadRequest,
+        Raises Conflict or InstanceBusy (state), AgentUnavailable, BadRequest, OverQuota,
         ImageRefused, ImageServiceUnavailable or DeadlinePassed (Glance took longer
         than the job may wait); then nothing is left behind.
         """
+        self.quotas.require_metadata(len(wish.metadata))
         _require_quiet(instance)
         self.agents.require_up(instance.host)
         # Before anything is reserved: it may find fault with the metadata.
@@ -100,6 +103,7 @@ class Snapshots:
                 action="createImage",
                 task_state=TaskState.IMAGE_SNAPSHOT_PENDING,
                 deadline_at=deadline,
+                max_open=self.quotas.open_jobs,
             )
         )
         try:

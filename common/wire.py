@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -78,7 +79,7 @@ def _decode_plain(kind: Any, value: Any, name: str) -> Any:
 
 def _decode_message(kind: type[Message], value: Any, name: str) -> Message:
     _require(isinstance(value, Mapping), name, "an object", value)
-    hints = typing.get_type_hints(kind)
+    hints = _hints(typing.cast(typing.Any, kind))
     known = {}
     for field in dataclasses.fields(kind):
         if field.name in value:
@@ -87,6 +88,10 @@ def _decode_message(kind: type[Message], value: Any, name: str) -> Message:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise MalformedMessage(f"{name}.{field.name} is missing")
     return kind(**known)
+
+
+#: Reading annotations takes ten times as long as a message; they never change.
+_hints = functools.cache(typing.get_type_hints)
 
 
 def _require(holds: bool, name: str, expected: str, value: object) -> None:

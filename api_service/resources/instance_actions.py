@@ -8,6 +8,7 @@ import falcon
 from api_service import views
 from api_service.errors import NotFound
 from api_service.resources.services import Resource
+from api_service.store.job_lists import JobQuery
 from api_service.store.records import Job
 
 
@@ -34,4 +35,5 @@ class InstanceActions(Resource):
 
     def _jobs(self, request: falcon.Request, server_id: str, rule: str) -> list[Job]:
         instance = self.visible_instance(request, server_id, rule)
-        return self.services.ledger.jobs(instance_uuid=instance.uuid, limit=self.services.max_limit)
+        query = JobQuery(instance_uuid=instance.uuid, limit=self.services.max_limit)
+        return self.services.ledger.jobs(query)

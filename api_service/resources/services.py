@@ -15,6 +15,7 @@ from api_service.dispatcher import Dispatcher
 from api_service.errors import NotFound
 from api_service.policies import Authorizer
 from api_service.powers import Powers
+from api_service.quotas import Rates, Streams
 from api_service.snapshots import Snapshots
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
@@ -40,6 +41,8 @@ class Services:
     health_checks: dict[str, Callable[[], Any]]
     link_prefix: str | None
     max_limit: int
+    rates: Rates = dataclasses.field(default_factory=Rates)
+    streams: Streams = dataclasses.field(default_factory=Streams)
 
 
 def is_uuid(text: str) -> bool:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.resources
 import logging
 
 import falcon
@@ -47,6 +49,23 @@ class OldVersionDocument(VersionDocument):
     media_version = "2"
 
 
+class OurVersionDocument(Resource):
+    """`GET /v1`: what Nova has not: jobs and hosts."""
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Say where it is described."""
+        response.media = {"version": views.our_version_document(self.base_url(request))}
+
+
+class OpenApi(Resource):
+    """`GET /v1/openapi.json`: everything that is answered here, for programs."""
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        """Send the document that `stillframe-manage openapi` made of this release."""
+        response.content_type = falcon.MEDIA_JSON
+        response.data = _openapi_document()
+
+
 class NoIdentityDocument(Resource):
     """`GET /v3`: stock clients look for a Keystone before they list servers.
 
@@ -86,3 +105,8 @@ class Health(Resource):
             LOG.exception("Health: %s", name)
             return "unavailable"
         return "ok"
+
+
+@functools.cache
+def _openapi_document() -> bytes:
+    return importlib.resources.files("api_service").joinpath("openapi.json").read_bytes()

@@ -98,6 +98,19 @@ RESET_STATE = _action(
     },
 )
 
+#: What `POST /servers/{id}/action` may be.
+ACTIONS = (
+    CREATE_IMAGE,
+    PAUSE,
+    UNPAUSE,
+    START,
+    STOP,
+    REBOOT,
+    LOCK_WITH_REASON,
+    UNLOCK,
+    RESET_STATE,
+)
+
 METADATA = Draft202012Validator(
     {
         "type": "object",
@@ -173,7 +186,7 @@ def read_body(request: falcon.Request) -> dict[str, Any]:
     if len(data) < (request.content_length or 0):
         raise BadRequest("Malformed request body: it is shorter than its Content-Length.")
     try:
-        body = json.loads(data)
+        body = json.loads(data, object_pairs_hook=_object, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise BadRequest(
             "The server could not comply with the request since it is either "
@@ -202,6 +215,19 @@ def validate(validator: Draft202012Validator, body: dict[str, Any]) -> None:
     raise BadRequest(
         f"Invalid input for field/attribute {field}. Value: {value}. {error.message[:500]}"
     )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object; raise ValueError where a key comes twice: who checks it may see the other."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key comes twice")
+    return made
+
+
+def _no_constant(name: str) -> None:
+    """Raise ValueError for what Python takes and JSON has not: NaN and the infinities."""
+    raise ValueError(f"{name} is no JSON")
 
 
 def _is_text(body: dict[str, Any]) -> bool:

@@ -26,13 +26,18 @@ from oslo_db import exception as db_errors
 from oslo_db.sqlalchemy import enginefacade, exc_filters
 from sqlalchemy import URL, Connection, Engine, event, make_url, text
 from sqlalchemy import exc as sql_errors
+from sqlalchemy.dialects import plugins
+from sqlalchemy.engine import CreateEnginePlugin
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
 
 from common import clock
 from common.errors import ConfigurationError
 
 _BUSY_TIMEOUT_MS = 10_000
 _WRITES = "stillframe_writes"
+_PLUGIN = "stillframe_keeps_connections"
+_SQLITE_KEPT = 20
 _PATTERN_MEMORY_BYTES = 1 << 20
 _MYSQL = frozenset({"mysql", "mariadb"})
 #: What a server says that the time is, in UTC.
@@ -73,13 +78,29 @@ for _dialect, _words, _kind in _FAILURES:
     exc_filters.filters(_dialect, sql_errors.OperationalError, _words)(_raises(_kind))
 
 
+class _KeepsConnections(CreateEnginePlugin):
+    """Has SQLite's connections kept: oslo.db would open one for each transaction."""
+
+    def __init__(self, _url: URL, options: dict[str, Any]) -> None:
+        options["poolclass"] = QueuePool
+        options.update(pool_size=_SQLITE_KEPT, max_overflow=-1)
+
+    def update_url(self, url: URL) -> URL:
+        """Nothing of the URL is the plugin's."""
+        return url
+
+
+plugins.register(_PLUGIN, __name__, _KeepsConnections.__name__)
+
+
 class Database:
     """One database; thread-safe."""
 
     def __init__(self, connection: str, **oslo_db_options: Any) -> None:
         context = enginefacade.transaction_context()
         url = _understood(make_url(connection)).render_as_string(hide_password=False)
-        context.configure(connection=url, **oslo_db_options)
+        # For greenthreads, oslo.db would sleep after each transaction; these are real threads.
+        context.configure(connection=url, thread_checkin=False, **oslo_db_options)
         try:
             self.engine: Engine = context.writer.get_engine()
         except sql_errors.OperationalError as error:
@@ -186,7 +207,12 @@ def _alembic_config() -> Config:
 
 
 def _understood(url: URL) -> URL:
-    """Return the URL so that oslo.db knows the kind, and MySQL's drivers send every character."""
+    """Return the URL so that oslo.db knows the kind, and MySQL's drivers send every character.
+
+    SQLite's gets our plugin, the documented way past oslo.db's choice of a pool.
+    """
+    if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+        return url.update_query_dict({"plugin": _PLUGIN}, append=True)
     if url.get_backend_name() not in _MYSQL:
         return url
     url = url.set(drivername=url.drivername.replace("mariadb", "mysql", 1))
@@ -211,6 +237,8 @@ def _prepare_sqlite(engine: Engine) -> None:
             dbapi_connection.execute(f"PRAGMA {pragma}")
         # In place of SQLAlchemy's, which is Python's `re`.
         dbapi_connection.create_function("regexp", 2, _is_match, deterministic=True)
+
+    engine.dispose()  # oslo.db has tried a connection, which is not so
 
     # oslo.db begins every transaction with a plain BEGIN.
     @event.listens_for(engine, "before_cursor_execute", retval=True)

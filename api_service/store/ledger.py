@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import case, select, update
 from sqlalchemy.orm import Session
 
-from api_service.store import records
+from api_service.store import job_lists, records
 from api_service.store.engine import Database, retried
+from api_service.store.job_lists import JobQuery
 from api_service.store.models import InstanceRow, JobRow
 from api_service.store.records import Job, NewJob
 from common import clock
@@ -57,9 +57,10 @@ class Ledger:
         """Take hold of an instance for a new job, if nobody has it.
 
         Unless it says so the job is not castable yet: its image does not exist. Raises
-        InstanceBusy (the message names the task state) or InstanceNotFound.
+        InstanceBusy (the message names the task state), InstanceNotFound or OverQuota.
         """
         with self._database.write() as session:
+            job_lists.require_room(session, new)
             if not _take(session, new.instance.uuid, new.id, new.task_state):
                 raise _why_not_taken(session, new)
             row = _new_row(new)
@@ -227,23 +228,10 @@ class Ledger:
             row = session.get(JobRow, job_id)
             return records.job(row) if row else None
 
-    def jobs(
-        self,
-        *,
-        states: Iterable[JobState] = tuple(JobState),
-        project_id: str | None = None,
-        instance_uuid: str | None = None,
-        limit: int = 1000,
-    ) -> list[Job]:
-        """Return jobs, newest first; None filters nothing."""
-        query = select(JobRow).where(JobRow.state.in_(list(states)))
-        if project_id is not None:
-            query = query.where(JobRow.project_id == project_id)
-        if instance_uuid is not None:
-            query = query.where(JobRow.instance_uuid == instance_uuid)
+    def jobs(self, query: JobQuery | None = None) -> list[Job]:
+        """Return jobs, newest first, one page of them."""
         with self._database.read() as session:
-            rows = session.scalars(query.order_by(JobRow.created_at.desc()).limit(limit))
-            return [records.job(row) for row in rows]
+            return [records.job(row) for row in job_lists.page(session, query or JobQuery())]
 
     def to_discard(self) -> list[Job]:
         """Return the ended jobs whose image may still have to be removed."""

@@ -102,6 +102,7 @@ class InstanceRow(Base):
     __tablename__ = "instances"
     __table_args__ = (
         Index("ix_instances_project", "project_id", "deleted_at", "created_at", "uuid"),
+        Index("ix_instances_created", "deleted_at", "created_at", "uuid"),
         Index("ix_instances_host", "host", "deleted_at"),
     )
 
@@ -142,9 +143,13 @@ class JobRow(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        Index("ix_jobs_state", "state", "created_at"),
-        Index("ix_jobs_instance", "instance_uuid", "created_at"),
-        Index("ix_jobs_project", "project_id", "created_at"),
+        # Each filter of the list ends in its order.
+        Index("ix_jobs_created", "created_at", "id"),
+        Index("ix_jobs_state", "state", "created_at", "id"),
+        Index("ix_jobs_instance", "instance_uuid", "created_at", "id"),
+        Index("ix_jobs_project", "project_id", "created_at", "id"),
+        Index("ix_jobs_host", "host", "created_at", "id"),
+        Index("ix_jobs_quota", "project_id", "state", "kind"),
         Index("ix_jobs_discard", "discard_image"),
     )
 
@@ -191,6 +196,14 @@ class JobRow(Base):
     #: Somebody asked for the job's end; its agent has not ended it yet.
     cancel_asked_at: Mapped[dt.datetime | None]
     finished_at: Mapped[dt.datetime | None]
+
+
+class ProjectRow(Base):
+    """A project that asked for jobs: what its requests wait for while one counts its jobs."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(Words(255), primary_key=True)
 
 
 class LeaseRow(Base):

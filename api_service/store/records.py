@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
+
+from sqlalchemy import Row
 
 from api_service.store.models import AgentRow, InstanceRow, JobRow
 from common import clock
@@ -132,6 +135,8 @@ class NewJob:
     deadline_at: dt.datetime
     #: Nothing has to be made before it is cast.
     castable: bool = False
+    #: How many such jobs the project may have open, this one among them; None: any number.
+    max_open: int | None = None
 
 
 def agent(row: AgentRow) -> Agent:
@@ -150,8 +155,8 @@ def agent(row: AgentRow) -> Agent:
     return Agent(**fields)
 
 
-def instance(row: InstanceRow) -> Instance:
-    """Return the record of a row."""
+def instance(row: InstanceRow | Row[Any]) -> Instance:
+    """Return the record of a row, as an object or as the database gave it."""
     fields = _fields_of(Instance, row, but={"metadata"})
     fields["metadata"] = dict(row.user_metadata or {})
     fields["flavor"] = Flavor.from_wire(row.flavor)
@@ -171,5 +176,9 @@ def job(row: JobRow) -> Job:
 
 
 def _fields_of(kind: type[Any], row: object, but: Collection[str] = frozenset()) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(kind) if field.name not in but]
-    return {name: getattr(row, name) for name in names}
+    return {name: getattr(row, name) for name in _names(cast(Any, kind)) if name not in but}
+
+
+@functools.cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))

@@ -11,7 +11,7 @@ from api_service.views.actions import (
 )
 from api_service.views.flavors import flavor, flavor_summary
 from api_service.views.hosts import host, hypervisor, hypervisor_summary, service
-from api_service.views.jobs import job
+from api_service.views.jobs import event_id, job
 from api_service.views.servers import (
     STATUSES,
     server,
@@ -19,12 +19,13 @@ from api_service.views.servers import (
     states_of,
     updated_server,
 )
-from api_service.views.versions import version_document
+from api_service.views.versions import our_version_document, version_document
 from api_service.views.viewer import Viewer
 
 __all__ = [
     "STATUSES",
     "Viewer",
+    "event_id",
     "flavor",
     "flavor_summary",
     "host",
@@ -33,6 +34,7 @@ __all__ = [
     "instance_action",
     "instance_action_with_events",
     "job",
+    "our_version_document",
     "request_id_of",
     "server",
     "server_summary",

@@ -19,3 +19,13 @@ def version_document(version_id: str, base_url: str) -> dict[str, Any]:
         "updated": "2013-07-23T11:33:21Z" if is_current else "2011-01-21T11:33:21Z",
         "links": [{"rel": "self", "href": f"{base_url}/{'v2.1' if is_current else 'v2'}/"}],
     }
+
+
+def our_version_document(base_url: str) -> dict[str, Any]:
+    """Return what `/v1` says of itself."""
+    links = {"self": "/v1/", "describedby": "/v1/openapi.json"}
+    return {
+        "id": "v1",
+        "status": "CURRENT",
+        "links": [{"rel": rel, "href": base_url + path} for rel, path in links.items()],
+    }

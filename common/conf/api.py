@@ -17,6 +17,16 @@ OPTS = [
         help="Port that stillframe-api listens on. Nova's port: beside Nova, choose another.",
     ),
     cfg.IntOpt("threads", default=16, min=1, help="Requests that stillframe-api serves at a time."),
+    cfg.IntOpt(
+        "event_streams",
+        default=4,
+        min=0,
+        help="""
+Callers that may wait for events of jobs (`/v1/jobs/ID/events`) in this process at
+a time, half of them of one project; never more than half of `threads`. Each
+holds a thread. Whoever comes beyond gets 503 or 429 and may ask again.
+""",
+    ),
     cfg.BoolOpt(
         "serve_http",
         default=True,

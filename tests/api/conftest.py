@@ -27,6 +27,7 @@ from api_service.app import make_application
 from api_service.dispatcher import Dispatcher
 from api_service.policies import Authorizer
 from api_service.powers import Powers
+from api_service.quotas import Quotas, Rates, Streams
 from api_service.reaper import Reaper
 from api_service.resources.services import Services
 from api_service.snapshots import Snapshots
@@ -50,7 +51,9 @@ ON_EVERY_DATABASE = frozenset(
         "test_databases",
         "test_giving_up",
         "test_host_reports",
+        "test_job_lists",
         "test_keeping_promises",
+        "test_quotas",
         "test_reports",
     )
 )
@@ -128,7 +131,18 @@ class ShownDispatcher(Dispatcher):
 class Cloud:
     """One API process and what it talks to. Two of them may share `database_url`."""
 
-    def __init__(self, database_url: str, images: MemoryImages, casts: RecordedCasts) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        images: MemoryImages,
+        casts: RecordedCasts,
+        *,
+        quotas: Quotas | None = None,
+        rates: Rates | None = None,
+        streams: Streams | None = None,
+    ) -> None:
+        self.quotas, self.rates = quotas or Quotas(), rates or Rates()
+        self.streams = streams or Streams(look_s=0.05)
         self.database = Database(database_url)
         self.ledger, self.inventory = Ledger(self.database), Inventory(self.database)
         self.agents = Agents(self.inventory, DOWN_AFTER_S)
@@ -172,6 +186,7 @@ class Cloud:
             agents=self.agents,
             images=self.images,
             accept_timeout_s=ACCEPT_TIMEOUT_S,
+            quotas=self.quotas,
         )
         return Services(
             authorizer=Authorizer(conf),
@@ -190,6 +205,8 @@ class Cloud:
             health_checks=self.health,
             link_prefix=None,
             max_limit=1000,
+            rates=self.rates,
+            streams=self.streams,
         )
 
     def report(self, method: str, report: dict[str, Any], **caller: Any) -> Any:

@@ -182,6 +182,11 @@ def test_a_bad_body_is_400_and_names_the_field(
         b"[" * 50_000,
         b'{"createImage": {"name": "\\ud800"}}',
         b'{"createImage": NaN}',
+        b'{"lock": Infinity}',
+        b'{"createImage": {"name": "a", "name": "b"}}',
+        b'{"pause": null, "pause": null}',
+        b'{"createImage": {"name": "\xff\xfe"}}',
+        b'{"lock": ' + b"9" * 100_000 + b"}",
     ],
 )
 def test_what_is_no_json_is_400(cloud: Cloud, instance: InstanceRecord, data: bytes) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+from api_service.store import engine
 from api_service.store.engine import Database, newest_version
 from api_service.store.inventory import Inventory
 from api_service.store.models import Base
@@ -70,6 +72,21 @@ def test_sqlite_lets_readers_go_on_while_one_writes(cloud: Cloud) -> None:
     with cloud.database.engine.connect() as connection:
         assert connection.execute(sa.text("PRAGMA journal_mode")).scalar() == "wal"
         assert connection.execute(sa.text("PRAGMA busy_timeout")).scalar() > 1000
+
+
+def test_sqlites_connections_are_kept_and_each_was_prepared(database_url: str) -> None:
+    """The first, too, which oslo.db opens before we can have a say."""
+    database = Database(database_url)
+    with contextlib.ExitStack() as open_:
+        connections = [open_.enter_context(database.engine.connect()) for _ in range(3)]
+        for connection in connections:
+            timeout_ms = connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
+            assert timeout_ms == engine._BUSY_TIMEOUT_MS
+            assert connection.exec_driver_sql("SELECT 'web' REGEXP 'w.b'").scalar() == 1
+        known = {id(one.connection.dbapi_connection) for one in connections}
+    with database.engine.connect() as connection:
+        assert id(connection.connection.dbapi_connection) in known
+    database.engine.dispose()
 
 
 def test_first_reports_of_one_host_may_come_at_once(database_url: str, cloud: Cloud) -> None:

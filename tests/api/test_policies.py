@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -64,3 +65,24 @@ def test_every_rule_that_the_code_asks_for_is_registered() -> None:
     }
     assert asked
     assert asked <= known
+
+
+def test_a_changed_policy_is_obeyed_when_it_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = tmp_path / "policy.yaml"
+    written.write_text('"stillframe:jobs:show": "!"')
+    conf = cfg.ConfigOpts()
+    conf([], project="stillframe", default_config_files=[], default_config_dirs=[])
+    policies.Authorizer(conf)  # its options are there now
+    conf.set_override("policy_file", str(written), group="oslo_policy")
+    authorizer = policies.Authorizer(conf)
+    member = caller("member", "reader")
+    assert not authorizer.allows(member, "stillframe:jobs:show", MINE)
+
+    written.write_text('"stillframe:jobs:show": "@"')
+    os.utime(written, (2e9, 2e9))  # whatever the clock's steps
+    monkeypatch.setattr(policies, "_LOOK_S", 3600.0)
+    assert not authorizer.allows(member, "stillframe:jobs:show", MINE), "not looked at again yet"
+    monkeypatch.setattr(policies, "_LOOK_S", 0.0)
+    assert authorizer.allows(member, "stillframe:jobs:show", MINE)

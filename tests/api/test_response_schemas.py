@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from api_service.microversions import MAXIMUM
+from api_service.store.job_lists import JobQuery
 from api_service.store.overrides import Overrides
 from common.messages import InstanceRecord
 from common.states import PowerState
@@ -138,7 +139,7 @@ READS = [
 def test_what_else_is_read_has_novas_shape_in_every_version(
     cloud: Cloud, busy: InstanceRecord, url: str, noun: str, name: str, token: str, until: int
 ) -> None:
-    jobs = cloud.ledger.jobs(instance_uuid=busy.uuid)
+    jobs = cloud.ledger.jobs(JobQuery(instance_uuid=busy.uuid))
     url = url.format(uuid=busy.uuid, request_id=jobs[0].context["request_id"])
     Overrides(cloud.database).change_metadata(busy.uuid, lambda _: {"a": "1"})
     for version in VERSIONS:

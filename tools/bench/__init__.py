@@ -12,5 +12,8 @@ goals.py    the bounds that figures are held to
 report.py   the table for people, the JSON for programs
 host.py     on what it was measured
 plot.py     the picture
+api.py      requests a second: what is asked, of what; figures and ratios
+load.py     the clients that ask
+serve.py    what runs beside: the bare resource, an agent that does nothing
 pause.py    the other benchmark: how long guests stand still, by disk and host settings
 """

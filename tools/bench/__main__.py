@@ -3,6 +3,7 @@
 
     python -m tools.bench snapshot [--quick] [--json FILE] [--plot FILE.svg]
     python -m tools.bench pause [--count N] [--json FILE] [--plot FILE.svg]
+    python -m tools.bench api [--quick] [--json FILE]
 
 Must run as root in the interpreter of a venv with `stillframe[api,agent]`
 (`.demo/venv` after `make demo`). docs/benchmarks.md says what is counted.
@@ -18,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tools.bench import goals, host, pause, plot, report, run
+from tools.bench import api, goals, host, pause, plot, report, run
 from tools.bench.cases import CASES, QUICK, full
 from tools.bench.ways import WAYS
 
@@ -42,12 +43,17 @@ def main() -> int:
     command.add_argument("--count", type=int, default=20, help="stops of each kind and guest")
     command.set_defaults(measure=_pause)
     for one in benchmarks.choices.values():
-        one.add_argument("--json", type=Path, help="write the figures to this file")
         one.add_argument("--plot", type=Path, help="draw them into this file, an SVG")
+        one.set_defaults(table=report.table)
+    command = benchmarks.add_parser("api", help="requests a second, beside a bare resource")
+    command.add_argument("--quick", action="store_true", help="in three minutes")
+    command.set_defaults(measure=_api, table=api.table, plot=None)
+    for one in benchmarks.choices.values():
+        one.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)  # libvirtd goes when it shall
     found = arguments.measure(arguments)
-    sys.stdout.write(report.table(found))
+    sys.stdout.write(arguments.table(found))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
     if arguments.plot:
@@ -61,6 +67,10 @@ def _snapshot(arguments: argparse.Namespace) -> dict[str, Any]:
     courses = tuple(one for one in plan.courses if one.case.name in cases)
     plan = dataclasses.replace(plan, courses=courses, only=tuple(arguments.only or ()))
     return report.report(run.run(plan), run.ORDER, goals.of_snapshots, host.describe())
+
+
+def _api(arguments: argparse.Namespace) -> dict[str, Any]:
+    return api.run(api.QUICK if arguments.quick else api.Plan())
 
 
 def _pause(arguments: argparse.Namespace) -> dict[str, Any]:

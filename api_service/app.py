@@ -52,11 +52,13 @@ from api_service.resources.versions import (
     Root,
     VersionDocument,
 )
+from api_service.service_calls import ServiceEndpoint
 from api_service.snapshots import Snapshots
 from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
 from api_service.store.overrides import Overrides
+from api_service.visibility import Visibility
 from common import broker, conf, rpc
 from common.errors import BrokerUnavailable, StillframeError
 from common.glance import ImageService
@@ -131,6 +133,7 @@ class Parts:
     dispatcher: Dispatcher
     transport: rpc.Transport
     streams: Streams
+    calls: ServiceEndpoint
     application: falcon.App[Any, Any]
 
 
@@ -180,7 +183,21 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         dispatcher=dispatcher,
         transport=transport,
         streams=services.streams,
+        calls=make_calls(services, settings.executor_thread_pool_size // 2),
         application=make_application(services),
+    )
+
+
+def make_calls(services: Services, most_at_once: int) -> ServiceEndpoint:
+    """Return what other services call, beside the WSGI application over the same parts."""
+    return ServiceEndpoint(
+        visibility=Visibility(
+            authorizer=services.authorizer, inventory=services.inventory, ledger=services.ledger
+        ),
+        snapshots=services.snapshots,
+        powers=services.powers,
+        dispatcher=services.dispatcher,
+        most_at_once=max(1, most_at_once),
     )
 
 

@@ -149,9 +149,12 @@ class HttpServer:
 
 
 def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
-    endpoint = StatusEndpoint(parts.ledger, parts.inventory, parts.agents)
+    status = StatusEndpoint(parts.ledger, parts.inventory, parts.agents)
     server = parts.transport.service(
-        topic=API_TOPIC, host=socket.gethostname(), version=RPC_VERSION, endpoint=endpoint
+        topic=API_TOPIC,
+        host=socket.gethostname(),
+        version=RPC_VERSION,
+        endpoints=[status, parts.calls],
     )
     reaper = Reaper(
         database=parts.database,

@@ -13,6 +13,7 @@
     ├── OverQuota            the project has as much as it may have
     ├── TooManyRequests      the project asks more often than it may
     ├── NoFreeStream         as many wait for events as this process can serve
+    ├── DatabaseUnavailable  the database does not answer, or not in time
     └── HostNameTaken        two agents were given one host name
 
 `faults` turns them into Nova's fault bodies.
@@ -100,4 +101,11 @@ class NoFreeStream(ApiError):
     """As many callers wait for events as this process has threads for."""
 
     code = "no_free_stream"
+    retryable = True
+
+
+class DatabaseUnavailable(ApiError):
+    """The database failed; what it said stands in the log alone."""
+
+    code = "database_unavailable"
     retryable = True

@@ -58,6 +58,7 @@ FAULTS: dict[type[Exception], Fault] = {
     api.OverQuota: Fault(status=403, name="forbidden"),
     api.TooManyRequests: Fault(status=429, name="overLimit", retry_after_s=_RETRY_AFTER_S),
     api.NoFreeStream: UNAVAILABLE,
+    api.DatabaseUnavailable: UNAVAILABLE,
     common.ConfigurationError: UNAVAILABLE,
     common.MalformedMessage: BAD_REQUEST,
     common.UnsupportedRpcVersion: CONFLICT,
@@ -88,6 +89,15 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, glance.ImageRefused):
         return _REFUSED_BY_GLANCE.get(error.status, BAD_REQUEST)
     return next((FAULTS[kind] for kind in type(error).__mro__ if kind in FAULTS), INTERNAL)
+
+
+def words_of(error: Exception) -> common.StillframeError:
+    """Return an exception as a caller may hear it: itself, or one that tells nothing of ours."""
+    if isinstance(error, common.StillframeError):
+        return error
+    if isinstance(error, db_errors.DBError | SQLAlchemyError):
+        return api.DatabaseUnavailable(_NO_DATABASE)
+    return common.StillframeError(_UNEXPECTED)
 
 
 def handle(

@@ -31,32 +31,36 @@ class Change:
 
     kind: JobKind
     action: str
+    #: The policy's rule.
+    rule: str
     vm_states: frozenset[VmState]
     task_state: TaskState
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _change(kind: JobKind, *vm_states: VmState) -> Change:
+def _change(kind: JobKind, rule: str, *vm_states: VmState) -> Change:
     return Change(
         kind=kind,
         action=str(kind),
+        rule=f"os_compute_api:{rule}",
         vm_states=frozenset(vm_states),
         task_state=FIRST_TASK_STATE[kind],
     )
 
 
-PAUSE = _change(JobKind.PAUSE, VmState.ACTIVE)
-UNPAUSE = _change(JobKind.UNPAUSE, VmState.PAUSED)
-START = _change(JobKind.START, VmState.STOPPED)
-STOP = _change(JobKind.STOP, VmState.ACTIVE, VmState.ERROR)
+PAUSE = _change(JobKind.PAUSE, "os-pause-server:pause", VmState.ACTIVE)
+UNPAUSE = _change(JobKind.UNPAUSE, "os-pause-server:unpause", VmState.PAUSED)
+START = _change(JobKind.START, "servers:start", VmState.STOPPED)
+STOP = _change(JobKind.STOP, "servers:stop", VmState.ACTIVE, VmState.ERROR)
 SOFT_REBOOT = dataclasses.replace(
-    _change(JobKind.REBOOT, VmState.ACTIVE), options={"reboot_type": "SOFT"}
+    _change(JobKind.REBOOT, "servers:reboot", VmState.ACTIVE), options={"reboot_type": "SOFT"}
 )
 HARD_REBOOT = dataclasses.replace(
-    _change(JobKind.REBOOT, *VmState),
+    _change(JobKind.REBOOT, "servers:reboot", *VmState),
     task_state=TaskState.REBOOTING_HARD,
     options={"reboot_type": "HARD"},
 )
+REBOOTS = {"SOFT": SOFT_REBOOT, "HARD": HARD_REBOOT}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +72,23 @@ class Powers:
     agents: Agents
     accept_timeout_s: float
 
-    def request(self, caller: RequestContext, instance: Instance, change: Change) -> Job:
+    def request(
+        self,
+        caller: RequestContext,
+        instance: Instance,
+        change: Change,
+        job_id: str | None = None,
+    ) -> Job:
         """Make a job of a change; it is cast by whoever the caller tells of it.
 
+        It takes `job_id` for its own, if one is given; the caller sees to it that it is new.
         Raises Conflict or InstanceBusy (state), or AgentUnavailable.
         """
         _require_state(instance, change)
         self.agents.require_up(instance.host)
         job = self.ledger.reserve(
             NewJob(
-                id=str(uuid.uuid4()),
+                id=job_id or str(uuid.uuid4()),
                 kind=change.kind,
                 instance=instance,
                 user_id=caller.user_id,

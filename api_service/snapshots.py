@@ -77,9 +77,16 @@ class Snapshots:
     accept_timeout_s: float
     quotas: Quotas = dataclasses.field(default_factory=Quotas)
 
-    def request(self, caller: RequestContext, instance: Instance, wish: SnapshotWish) -> Job:
+    def request(
+        self,
+        caller: RequestContext,
+        instance: Instance,
+        wish: SnapshotWish,
+        job_id: str | None = None,
+    ) -> Job:
         """Make a job of a wish; it is cast by whoever the caller tells of it.
 
+        It takes `job_id` for its own, if one is given; the caller sees to it that it is new.
         Raises Conflict or InstanceBusy (state), AgentUnavailable, BadRequest, OverQuota,
         ImageRefused, ImageServiceUnavailable or DeadlinePassed (Glance took longer
         than the job may wait); then nothing is left behind.
@@ -89,7 +96,7 @@ class Snapshots:
         self.agents.require_up(instance.host)
         # Before anything is reserved: it may find fault with the metadata.
         record = images.snapshot_record(instance, caller, wish.name, wish.metadata)
-        image_id, job_id = str(uuid.uuid4()), str(uuid.uuid4())
+        image_id, job_id = str(uuid.uuid4()), job_id or str(uuid.uuid4())
         deadline = clock.now() + dt.timedelta(seconds=self.accept_timeout_s)
         job = self.ledger.reserve(
             NewJob(

@@ -23,13 +23,18 @@ API_TOPIC = "stillframe-api"
 LIMIT_MAX = 1_000_000
 
 #: Newest version of both interfaces; minor versions only add.
-RPC_VERSION = "1.2"
+RPC_VERSION = "1.3"
 HISTORY = {
     "1.0": "snapshot_instance; host_report, job_accepted, job_progress, job_finished",
     "1.1": "cancel_job, adjust_job; more options of a snapshot, an image for each disk",
     "1.2": (
         "host_report says which agent speaks, and is a call: it answers whether it may;"
         " pause_instance, unpause_instance, start_instance, stop_instance, reboot_instance"
+    ),
+    "1.3": (
+        "topic stillframe-api takes calls of other services (see calls): snapshot_instance,"
+        " pause_instance, unpause_instance, start_instance, stop_instance, reboot_instance,"
+        " show_job, cancel_job"
     ),
 }
 

@@ -119,13 +119,13 @@ class Transport:
         topic: str,
         host: str,
         version: str,
-        endpoint: object,
+        endpoints: Sequence[object],
         on_refused: Refused | None = None,
     ) -> RpcService:
-        """Return the RPC server for `endpoint` as a service of a daemon."""
+        """Return the RPC server for `endpoints` as a service of a daemon."""
         return RpcService(
             lambda: self.server(
-                topic=topic, host=host, version=version, endpoint=endpoint, on_refused=on_refused
+                topic=topic, host=host, version=version, endpoints=endpoints, on_refused=on_refused
             ),
             self.require_broker,
         )
@@ -136,14 +136,18 @@ class Transport:
         topic: str,
         host: str,
         version: str,
-        endpoint: object,
+        endpoints: Sequence[object],
         on_refused: Refused | None = None,
     ) -> Any:
-        """Return an unstarted RPC server (`start()`, `stop()`, `wait()`) for `endpoint`."""
+        """Return an unstarted RPC server (`start()`, `stop()`, `wait()`).
+
+        A method is the first of `endpoints` that has one of that name.
+        """
         target = oslo_messaging.Target(topic=topic, server=host, version=version)
-        endpoint.target = oslo_messaging.Target(version=version)  # type: ignore[attr-defined]
+        for endpoint in endpoints:
+            endpoint.target = oslo_messaging.Target(version=version)  # type: ignore[attr-defined]
         return oslo_messaging.rpc.server.RPCServer(
-            self._transport, target, _Dispatcher([endpoint], on_refused), executor="threading"
+            self._transport, target, _Dispatcher(endpoints, on_refused), executor="threading"
         )
 
     def client(self, *, topic: str, version: str, timeout_s: float) -> Client:

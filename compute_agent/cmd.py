@@ -208,7 +208,7 @@ def _server(
         topic=COMPUTE_TOPIC,
         host=settings.host,
         version=RPC_VERSION,
-        endpoint=endpoint,
+        endpoints=[endpoint],
         on_refused=endpoint.refuse_unknown,
     )
 

@@ -221,6 +221,13 @@ class Authorizer:
         if not self.allows(context, rule, project_id):
             raise Forbidden(f"Policy doesn't allow {rule} to be performed.")
 
+    def require_limit(
+        self, context: RequestContext, limit: int | None, project_id: str | None
+    ) -> None:
+        """Raise Forbidden unless the caller may give a job this limit (None: asks for none)."""
+        if limit is not None:
+            self.require(context, "stillframe:jobs:bandwidth_limit", project_id)
+
     def is_admin(self, context: RequestContext) -> bool:
         """Tell whether the caller is an administrator, by the policy's own rule."""
         return self.allows(context, "context_is_admin")

@@ -11,7 +11,7 @@ from api_service.views.actions import (
 )
 from api_service.views.flavors import flavor, flavor_summary
 from api_service.views.hosts import host, hypervisor, hypervisor_summary, service
-from api_service.views.jobs import event_id, job
+from api_service.views.jobs import event_id, job, percent
 from api_service.views.servers import (
     STATUSES,
     server,
@@ -35,6 +35,7 @@ __all__ = [
     "instance_action_with_events",
     "job",
     "our_version_document",
+    "percent",
     "request_id_of",
     "server",
     "server_summary",

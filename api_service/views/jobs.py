@@ -24,7 +24,7 @@ def job(job_: Job, *, sees_host: bool = False) -> dict[str, Any]:
         "host": job_.host if sees_host else None,
         "image_id": job_.image_id or None,
         "step": job_.step,
-        "progress": _percent(job_),
+        "progress": percent(job_),
         "bytes_done": job_.bytes_done,
         "bytes_total": job_.bytes_total,
         "rate_bytes_s": job_.rate_bytes_s,
@@ -51,7 +51,8 @@ def event_id(shown: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _percent(job_: Job) -> int:
+def percent(job_: Job) -> int:
+    """Return how far a job is, as far as that is known."""
     if job_.bytes_total <= 0:
         return 0
     return max(0, min(100, job_.bytes_done * 100 // job_.bytes_total))

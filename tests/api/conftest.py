@@ -23,7 +23,7 @@ from oslo_config import cfg
 
 from api_service.agent_client import AgentClient
 from api_service.agents import Agents
-from api_service.app import make_application
+from api_service.app import make_application, make_calls
 from api_service.dispatcher import Dispatcher
 from api_service.policies import Authorizer
 from api_service.powers import Powers
@@ -61,6 +61,7 @@ SQLITE = "sqlite"
 
 DOWN_AFTER_S = 60.0
 ACCEPT_TIMEOUT_S = 300.0
+CALLS_AT_ONCE = 4
 
 
 class RecordedCasts:
@@ -154,7 +155,9 @@ class Cloud:
         self.status = StatusEndpoint(self.ledger, self.inventory, self.agents)
         self.reaper = self.make_reaper()
         self.health: dict[str, Callable[[], Any]] = {"database": lambda: None}
-        self.http = testing.TestClient(make_application(self._services()))
+        services = self._services()
+        self.http = testing.TestClient(make_application(services))
+        self.calls = make_calls(services, most_at_once=CALLS_AT_ONCE)
 
     def make_reaper(
         self,

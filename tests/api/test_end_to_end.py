@@ -78,9 +78,14 @@ def agent(cloud: Cloud, images: MemoryImages, transport: rpc.Transport) -> Itera
     played = PlayedAgent(transport, images)
     servers = [
         transport.server(
-            topic=COMPUTE_TOPIC, host=agent_says.HOST, version=RPC_VERSION, endpoint=played
+            topic=COMPUTE_TOPIC, host=agent_says.HOST, version=RPC_VERSION, endpoints=[played]
         ),
-        transport.server(topic=API_TOPIC, host="api-1", version=RPC_VERSION, endpoint=cloud.status),
+        transport.server(
+            topic=API_TOPIC,
+            host="api-1",
+            version=RPC_VERSION,
+            endpoints=[cloud.status, cloud.calls],
+        ),
     ]
     for server in servers:
         server.start()
@@ -145,3 +150,27 @@ def test_a_dispatchers_thread_starts_with_the_first_job(cloud: Cloud) -> None:
     before = threading.active_count()
     Dispatcher(cloud.ledger, AgentClient(cloud.casts))  # type: ignore[arg-type]
     assert threading.active_count() == before
+
+
+def test_another_service_calls_for_a_snapshot_and_hears_how_it_ends(
+    cloud: Cloud, instance: InstanceRecord, agent: PlayedAgent, transport: rpc.Transport
+) -> None:
+    client = transport.client(topic=API_TOPIC, version=RPC_VERSION, timeout_s=10)
+    caller = context.new(user_id="demo", project_id="p-demo", roles=["member", "reader"])
+    answer = client.call(
+        caller, "snapshot_instance", instance={"uuid": instance.uuid}, name="from a service"
+    )
+    assert agent.confirmed.wait(10)
+    assert agent.request_ids == [caller.request_id]
+    shown = client.call(caller, "show_job", job_id=answer["job_id"])
+    assert (shown["state"], shown["progress"], shown["error"]) == ("done", 100, None)
+
+
+def test_a_cast_of_nonsense_does_not_stop_the_consumer(
+    cloud: Cloud, instance: InstanceRecord, agent: PlayedAgent, transport: rpc.Transport
+) -> None:
+    client = transport.client(topic=API_TOPIC, version=RPC_VERSION, timeout_s=10)
+    for method in ("snapshot_instance", "reboot_instance", "_once", "_ledger", "target"):
+        client.cast(context.new(), method, instance={"uuid": 7}, job_id=[])
+    answer = client.call(context.new(), "show_job", job_id=instance.uuid)
+    assert answer["error"]["code"] == "not_found"

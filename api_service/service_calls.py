@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other services call the API for: the use cases of REST, over RPC topic `stillframe-api`.
+
+A service that knows an instance, but not its host, calls here. Whom it acts for
+stands in the context of its message, which is believed: whoever may write to the
+broker is a service of the cloud. The policy asks the same of that user as over
+REST. Whatever happens the caller gets an answer (CallAnswer), never a traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from api_service import faults, powers, schemas, views
+from api_service.dispatcher import Dispatcher
+from api_service.errors import Conflict, TooManyRequests
+from api_service.powers import Powers
+from api_service.snapshots import Snapshots, SnapshotWish
+from api_service.store.records import Instance, Job
+from api_service.visibility import Visibility
+from common import context
+from common.calls import CallAnswer, CallError, JobCall, PowerCall, SnapshotCall
+from common.context import RequestContext
+from common.errors import InstanceBusy
+from common.states import JobKind
+
+LOG = logging.getLogger(__name__)
+
+_SNAPSHOT_RULE = "os_compute_api:servers:create_image"
+
+Work = Callable[["ServiceEndpoint", RequestContext, Mapping[str, Any]], Job]
+Method = Callable[..., dict[str, Any]]
+
+
+def _answered(name: str) -> Callable[[Work], Method]:
+    """Make an RPC method of what returns a job or raises."""
+
+    def decorate(work: Work) -> Method:
+        @functools.wraps(work)
+        def method(
+            self: ServiceEndpoint, caller: RequestContext, **arguments: Any
+        ) -> dict[str, Any]:
+            with context.bound(caller):
+                try:
+                    answer = _answer_of(work(self, caller, arguments))
+                    LOG.info("RPC %s answered: job %s is %s", name, answer.job_id, answer.state)
+                except Exception as error:
+                    answer = CallAnswer(error=_refusal(name, error))
+            return answer.to_wire()
+
+        return method
+
+    return decorate
+
+
+def _changes_power(name: str, choose: Callable[[PowerCall], powers.Change]) -> Method:
+    @_answered(name)
+    def method(self: ServiceEndpoint, caller: RequestContext, arguments: Mapping[str, Any]) -> Job:
+        call = PowerCall.from_wire(arguments)
+        return self._change_power(caller, call, choose(call))
+
+    return method
+
+
+class ServiceEndpoint:
+    """The methods that services call.
+
+    `most_at_once` is how many snapshots may be asked for at a time: each waits for
+    Glance, and the agents' reports are read by the same threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        visibility: Visibility,
+        snapshots: Snapshots,
+        powers: Powers,
+        dispatcher: Dispatcher,
+        most_at_once: int,
+    ) -> None:
+        self._visibility = visibility
+        self._authorizer = visibility.authorizer
+        self._ledger = visibility.ledger
+        self._snapshots = snapshots
+        self._powers = powers
+        self._dispatcher = dispatcher
+        self._room = threading.BoundedSemaphore(most_at_once)
+
+    @_answered("snapshot_instance")
+    def snapshot_instance(self, caller: RequestContext, arguments: Mapping[str, Any]) -> Job:
+        """Take a snapshot (SnapshotCall)."""
+        call = SnapshotCall.from_wire(arguments)
+        schemas.validate(
+            schemas.CREATE_IMAGE, {"createImage": {"name": call.name, "metadata": call.metadata}}
+        )
+        instance = self._visibility.instance(caller, call.instance.uuid, _SNAPSHOT_RULE)
+        self._authorizer.require_limit(caller, call.options.bandwidth_limit, instance.project_id)
+        wish = SnapshotWish(name=call.name, metadata=call.metadata, options=call.options)
+
+        def ask() -> Job:
+            with self._place():
+                return self._snapshots.request(caller, instance, wish, call.job_id or None)
+
+        return self._once(call.job_id, instance, JobKind.SNAPSHOT, ask)
+
+    pause_instance = _changes_power("pause_instance", lambda _: powers.PAUSE)
+    unpause_instance = _changes_power("unpause_instance", lambda _: powers.UNPAUSE)
+    start_instance = _changes_power("start_instance", lambda _: powers.START)
+    stop_instance = _changes_power("stop_instance", lambda _: powers.STOP)
+    reboot_instance = _changes_power(
+        "reboot_instance", lambda call: powers.REBOOTS[call.reboot_type]
+    )
+
+    @_answered("show_job")
+    def show_job(self, caller: RequestContext, arguments: Mapping[str, Any]) -> Job:
+        """Tell how a job stands (JobCall)."""
+        call = JobCall.from_wire(arguments)
+        return self._visibility.job(caller, call.job_id, "stillframe:jobs:show")
+
+    @_answered("cancel_job")
+    def cancel_job(self, caller: RequestContext, arguments: Mapping[str, Any]) -> Job:
+        """End a job (JobCall); one that has ended is no error."""
+        call = JobCall.from_wire(arguments)
+        job = self._visibility.job(caller, call.job_id, "stillframe:jobs:cancel")
+        cancelled = self._ledger.cancel(job.id)
+        if cancelled is not None:
+            LOG.info("User %s cancels job %s", caller.user_id, job.id)
+            self._dispatcher.poke(job.id)
+        return cancelled or self._ledger.find(job.id) or job
+
+    def _change_power(self, caller: RequestContext, call: PowerCall, change: powers.Change) -> Job:
+        instance = self._visibility.instance(caller, call.instance.uuid, change.rule)
+
+        def ask() -> Job:
+            is_admin = self._authorizer.is_admin(caller)
+            powers.require_unlocked(instance, is_admin=is_admin)
+            return self._powers.request(caller, instance, change, call.job_id or None)
+
+        return self._once(call.job_id, instance, change.kind, ask)
+
+    def _once(self, job_id: str, instance: Instance, kind: JobKind, ask: Callable[[], Job]) -> Job:
+        """Ask for a job, unless there is one of that id: then this call is a repetition."""
+        known = self._known(job_id, instance, kind)
+        if known is not None:
+            return known
+        try:
+            job = ask()
+        except (Conflict, InstanceBusy):
+            # It may be the same call, which came twice at a time, that holds the instance.
+            known = self._known(job_id, instance, kind)
+            if known is None:
+                raise
+            return known
+        self._dispatcher.poke(job.id)
+        return job
+
+    def _known(self, job_id: str, instance: Instance, kind: JobKind) -> Job | None:
+        job = self._ledger.find(job_id) if job_id else None
+        if job is not None and (job.instance_uuid, job.kind) != (instance.uuid, kind):
+            raise Conflict(f"The job id {job_id} is taken: choose a new one for each request.")
+        return job
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if not self._room.acquire(blocking=False):
+            raise TooManyRequests("Too many snapshots are being asked for at a time; try again.")
+        try:
+            yield
+        finally:
+            self._room.release()
+
+
+def _answer_of(job: Job) -> CallAnswer:
+    return CallAnswer(
+        job_id=job.id,
+        image_id=job.image_id or None,
+        state=job.state,
+        progress=views.percent(job),
+        reason=job.reason,
+        reason_code=job.reason_code,
+    )
+
+
+def _refusal(name: str, error: Exception) -> CallError:
+    told = faults.words_of(error)
+    if told is error:
+        LOG.warning("Refused RPC %s: %s: %s", name, told.code, told)
+    else:
+        LOG.error("RPC %s failed", name, exc_info=error)
+    return CallError(code=told.code, message=told.message, retryable=told.retryable)

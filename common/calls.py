@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other services of the cloud call the API for, on topic `stillframe-api`, and its answer.
+
+Plain Python, like `messages`; docs/rpc.md describes the methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+
+from common.errors import MalformedMessage
+from common.messages import InstanceRef, PowerRequest, SnapshotOptions
+from common.states import JobState
+from common.wire import Message
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotCall(Message):
+    """Arguments of `snapshot_instance`; without a `job_id` each call is a job of its own.
+
+    The API makes the image's record, so that it is certain whose it is and what may
+    be removed if the job fails: an `image_id` is refused.
+    """
+
+    instance: InstanceRef
+    name: str
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    options: SnapshotOptions = dataclasses.field(default_factory=SnapshotOptions)
+    job_id: str = ""
+    image_id: str | None = None
+
+    def __post_init__(self) -> None:
+        _normalize_job_id(self)
+        if self.image_id is not None:
+            raise MalformedMessage(
+                "image_id is not taken here: the answer names the image; to fill a record of "
+                "your own, cast to the agent of the instance's host"
+            )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PowerCall(Message):
+    """Arguments of `pause_instance`, `reboot_instance` and the like."""
+
+    instance: InstanceRef
+    job_id: str = ""
+    reboot_type: str = "SOFT"
+
+    def __post_init__(self) -> None:
+        _normalize_job_id(self)
+        if self.reboot_type not in PowerRequest.CHOICES:
+            raise MalformedMessage(f"reboot_type must be SOFT or HARD, not {self.reboot_type!r}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JobCall(Message):
+    """Arguments of `show_job` and `cancel_job`."""
+
+    job_id: str
+
+    def __post_init__(self) -> None:
+        _normalize_job_id(self)
+        if not self.job_id:
+            raise MalformedMessage("job_id must be a UUID, not ''")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CallError(Message):
+    """Why a call was refused: `message` is for a person, and safe to show to a tenant."""
+
+    code: str
+    message: str
+    retryable: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CallAnswer(Message):
+    """Answer to every call: the job as it stands, or `error`."""
+
+    job_id: str | None = None
+    image_id: str | None = None
+    state: JobState | None = None
+    #: Percent.
+    progress: int = 0
+    #: Why the job ended as it did.
+    reason: str | None = None
+    reason_code: str | None = None
+    error: CallError | None = None
+
+
+def _normalize_job_id(call: SnapshotCall | PowerCall | JobCall) -> None:
+    """Write the id as ledgers do: one id in two spellings is one job."""
+    if call.job_id:
+        try:
+            object.__setattr__(call, "job_id", str(uuid.UUID(call.job_id)))
+        except ValueError:
+            raise MalformedMessage(f"job_id must be a UUID, not {call.job_id!r}") from None

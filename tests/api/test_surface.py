@@ -98,6 +98,65 @@ def test_what_cannot_be_changed_is_400(
     message_of(send(cloud, "PUT", f"/servers/{instance.uuid}", body), 400)
 
 
+def test_what_is_said_of_the_guest_is_kept_and_shown(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    said = {
+        "accessIPv4": "192.0.2.7",
+        "accessIPv6": "2001:db8::7",
+        "OS-DCF:diskConfig": "AUTO",
+        "hostname": "web.example.org",
+    }
+    send(cloud, "PUT", f"/servers/{instance.uuid}", {"server": said})
+    cloud.announce(instance)
+    server = cloud.server(instance.uuid)
+    assert server["OS-EXT-SRV-ATTR:hostname"] == said.pop("hostname")
+    assert {name: server[name] for name in said} == said
+    cleared = {"server": {"accessIPv4": None}}
+    assert send(cloud, "PUT", f"/servers/{instance.uuid}", cleared).json["server"][
+        "accessIPv4"
+    ] == ("")
+
+
+def test_a_host_name_is_made_of_the_name(cloud: Cloud) -> None:
+    record = agent_says.instance(name=" My web_Server/1.")
+    cloud.announce(record)
+    assert cloud.server(record.uuid)["OS-EXT-SRV-ATTR:hostname"] == "my-web-server1"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "version", "status"),
+    [
+        ("accessIPv4", "300.1.1.1", "2.1", 400),
+        ("accessIPv4", "::1", "2.1", 400),
+        ("accessIPv6", "192.0.2.7", "2.1", 400),
+        ("accessIPv6", "2001:db8::7", "2.1", 200),
+        ("OS-DCF:diskConfig", "SOMEHOW", "2.1", 400),
+        ("hostname", "web", "2.89", 400),
+        ("hostname", "web", "2.90", 200),
+        ("hostname", "web.example.org", "2.93", 400),
+        ("hostname", "web.example.org", "2.94", 200),
+        ("hostname", "-web", "2.94", 400),
+        ("hostname", "web\n", "2.94", 400),
+    ],
+)
+def test_what_is_said_of_the_guest_must_make_sense(
+    cloud: Cloud, instance: InstanceRecord, field: str, value: str, version: str, status: int
+) -> None:
+    url, body = f"/v2.1/servers/{instance.uuid}", {"server": {field: value}}
+    reply = cloud.http.simulate_put(url, json=body, headers=headers(DEMO, version))
+    assert reply.status_code == status
+
+
+def test_the_properties_of_a_servers_image_are_shown_since_2_98(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    url = f"/v2.1/servers/{instance.uuid}"
+    assert "properties" not in cloud.get(url, version="2.97").json["server"]["image"]
+    image = cloud.get(url, version="2.98").json["server"]["image"]
+    assert image["properties"] == {"hw_disk_bus": "virtio", "os_type": "linux"}
+
+
 def test_before_2_19_there_is_no_description(cloud: Cloud, instance: InstanceRecord) -> None:
     url, body = f"/v2.1/servers/{instance.uuid}", {"server": {"description": "x"}}
     reply = cloud.http.simulate_put(url, json=body, headers=headers(DEMO, "2.18"))

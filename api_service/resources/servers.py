@@ -6,7 +6,7 @@ from __future__ import annotations
 import falcon
 
 from api_service import schemas, views
-from api_service.errors import BadRequest
+from api_service.errors import BadRequest, Forbidden
 from api_service.resources import parameters, server_query
 from api_service.resources.services import Resource, is_uuid
 from api_service.store.instance_lists import InstanceQuery
@@ -23,8 +23,8 @@ _FIELDS = {
 }
 
 
-class Servers(Resource):
-    """`GET /servers`."""
+class _ServerList(Resource):
+    """What the two lists have in common."""
 
     rule = "os_compute_api:servers:index"
 
@@ -79,7 +79,16 @@ class Servers(Resource):
         return marker
 
 
-class ServersDetail(Servers):
+class Servers(_ServerList):
+    """`/servers`."""
+
+    def on_post(self, request: falcon.Request, _response: falcon.Response) -> None:
+        """Refuse to make one: 403, which no client tries again."""
+        schemas.read_body(request)
+        raise Forbidden("Servers are not made through this API; their hypervisors announce them.")
+
+
+class ServersDetail(_ServerList):
     """`GET /servers/detail`."""
 
     rule = "os_compute_api:servers:detail"
@@ -109,3 +118,10 @@ class Server(Resource):
             self.services.powers.overrides.describe(instance.uuid, changes)
         changed = self.visible_instance(request, server_id, rule)
         response.media = {"server": views.updated_server(changed, self.viewer(request))}
+
+    def on_delete(
+        self, request: falcon.Request, _response: falcon.Response, server_id: str
+    ) -> None:
+        """Refuse to delete it."""
+        self.visible_instance(request, server_id, "os_compute_api:servers:show")
+        raise Forbidden("Servers are not deleted through this API; their hypervisors end them.")

@@ -37,6 +37,7 @@ from api_service.resources.hosts import (
     HypervisorShow,
     Zones,
 )
+from api_service.resources.images import Images, ImagesDetail, ImageShow
 from api_service.resources.instance_actions import InstanceAction, InstanceActions
 from api_service.resources.limits import Extensions, Limits
 from api_service.resources.metadata import ServerMetadata, ServerMetadataItem
@@ -82,6 +83,9 @@ ROUTES: tuple[tuple[str, type[Resource], str | None], ...] = (
     ("/v2.1/servers/{server_id}/metadata/{key}", ServerMetadataItem, None),
     ("/v2.1/servers/{server_id}/os-instance-actions", InstanceActions, None),
     ("/v2.1/servers/{server_id}/os-instance-actions/{request_id}", InstanceAction, None),
+    ("/v2.1/images", Images, None),
+    ("/v2.1/images/detail", ImagesDetail, None),
+    ("/v2.1/images/{image_id}", ImageShow, None),
     ("/v2.1/os-services", ComputeServices, None),
     ("/v2.1/os-hypervisors", Hypervisors, None),
     ("/v2.1/os-hypervisors/detail", HypervisorsDetail, None),

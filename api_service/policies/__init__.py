@@ -122,6 +122,12 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
             ("extensions", _ANYBODY, "List extensions.", "/extensions"),
         )
     ),
+    (
+        "stillframe:images:delete",
+        _MEMBER_OR_ADMIN,
+        "Delete an image through the old proxy (up to 2.35).",
+        [("DELETE", "/images/{id}")],
+    ),
     ("stillframe:hosts:index", _ADMIN, "List hosts.", [("GET", "/v1/hosts")]),
     ("os_compute_api:os-services:list", _ADMIN, "List the agents.", [("GET", "/os-services")]),
     (

@@ -11,6 +11,7 @@ from api_service.views.actions import (
 )
 from api_service.views.flavors import flavor, flavor_summary
 from api_service.views.hosts import host, hypervisor, hypervisor_summary, service
+from api_service.views.images import image, image_status, image_summary, image_time
 from api_service.views.jobs import job
 from api_service.views.servers import (
     STATUSES,
@@ -30,6 +31,10 @@ __all__ = [
     "host",
     "hypervisor",
     "hypervisor_summary",
+    "image",
+    "image_status",
+    "image_summary",
+    "image_time",
     "instance_action",
     "instance_action_with_events",
     "job",

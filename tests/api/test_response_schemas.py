@@ -157,3 +157,19 @@ def test_an_update_answers_with_novas_shape_in_every_version(
             headers=headers("demo:p-demo", version),
         )
         judge(reply, "servers", "update_server", version)
+
+
+def test_images_have_novas_shape_until_they_went(cloud: Cloud, busy: InstanceRecord) -> None:
+    (image_id,) = cloud.images.records
+    for version in VERSIONS:
+        replies = {
+            "list_images": cloud.get("/v2.1/images?limit=1", version=version),
+            "list_images_details": cloud.get("/v2.1/images/detail", version=version),
+            "get_image": cloud.get(f"/v2.1/images/{image_id}", version=version),
+        }
+        for name, reply in replies.items():
+            if int(version.partition(".")[2]) <= 35:
+                judge(reply, "images", name, version)
+            else:
+                assert reply.status_code == 404
+                assert "itemNotFound" in reply.json

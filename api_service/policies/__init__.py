@@ -109,6 +109,15 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
             ("os-hypervisors:list", _ADMIN, "List hypervisors.", "/os-hypervisors"),
             ("os-hypervisors:list-detail", _ADMIN, "All of them.", "/os-hypervisors/detail"),
             ("os-hypervisors:show", _ADMIN, "Show one.", "/os-hypervisors/{id}"),
+            *(
+                (f"os-hypervisors:{name}", _ADMIN, what, f"/os-hypervisors/{path}")
+                for name, what, path in (
+                    ("statistics", "Add them up.", "statistics"),
+                    ("uptime", "Show its uptime.", "{id}/uptime"),
+                    ("search", "Find some by name.", "{pattern}/search"),
+                    ("servers", "What runs there.", "{pattern}/servers"),
+                )
+            ),
             ("os-availability-zone:list", _ANYBODY, "List zones.", "/os-availability-zone"),
             (
                 "os-availability-zone:detail",

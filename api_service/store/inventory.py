@@ -21,7 +21,7 @@ from api_service.store import instance_lists, records
 from api_service.store.engine import Database, retried
 from api_service.store.instance_lists import InstanceQuery
 from api_service.store.models import AgentRow, InstanceRow
-from api_service.store.records import Agent, Instance
+from api_service.store.records import Agent, Guest, Instance
 from common import clock
 from common.messages import Flavor, HostReport, InstanceRecord
 from common.states import VM_STATE_OF_POWER_STATE, PowerState
@@ -101,6 +101,18 @@ class Inventory:
         )
         with self._database.read() as session:
             return {host: number for host, number in session.execute(count)}
+
+    def guests_by_host(self) -> dict[str, list[Guest]]:
+        """Return what each host has, by name."""
+        columns = (InstanceRow.host, InstanceRow.uuid, InstanceRow.name, InstanceRow.flavor)
+        query = select(*columns).where(InstanceRow.deleted_at.is_(None))
+        guests: dict[str, list[Guest]] = {}
+        with self._database.read() as session:
+            ordered = query.order_by(InstanceRow.name, InstanceRow.uuid)
+            for host, uuid, name, flavor in session.execute(ordered):
+                guest = Guest(uuid=uuid, name=name, flavor=Flavor.from_wire(flavor))
+                guests.setdefault(host, []).append(guest)
+        return guests
 
     def sizes_of_project(self, project_id: str) -> list[Flavor]:
         """Return the size of each instance of a project."""

@@ -76,6 +76,15 @@ class Instance:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """An instance as one of those that occupy its host."""
+
+    uuid: str
+    name: str
+    flavor: Flavor
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job of the ledger."""
 

@@ -84,7 +84,8 @@ def test_servers_have_novas_shape_in_every_version(
 
 def test_flavors_have_novas_shape_in_every_version(cloud: Cloud, busy: InstanceRecord) -> None:
     for version in VERSIONS:
-        judge(cloud.get("/v2.1/flavors", version=version), "flavors", "list_flavors", version)
+        listed = cloud.get("/v2.1/flavors?limit=1", version=version)
+        judge(listed, "flavors", "list_flavors", version)
         detail = cloud.get("/v2.1/flavors/detail", version=version)
         judge(detail, "flavors", "list_flavors_details", version)
         flavor_id = detail.json["flavors"][0]["id"]
@@ -92,6 +93,15 @@ def test_flavors_have_novas_shape_in_every_version(cloud: Cloud, busy: InstanceR
         judge(show, "flavors", "create_update_get_flavor_details", version)
         specs = cloud.get(f"/v2.1/flavors/{flavor_id}/os-extra_specs", version=version)
         judge(specs, "flavors_extra_specs", "set_get_flavor_extra_specs", version)
+
+
+def test_a_hypervisor_has_novas_shape_in_every_version(cloud: Cloud, busy: InstanceRecord) -> None:
+    for version in VERSIONS[:87]:
+        (listed,) = cloud.get("/v2.1/os-hypervisors", "admin:ops", version).json["hypervisors"]
+        url = f"/v2.1/os-hypervisors/{listed['id']}"
+        judge(cloud.get(url, "admin:ops", version), "hypervisors", "get_hypervisor", version)
+        uptime = cloud.get(f"{url}/uptime", "admin:ops", version)
+        judge(uptime, "hypervisors", "get_hypervisor_uptime", version)
 
 
 def test_services_have_novas_shape_in_every_version(cloud: Cloud, busy: InstanceRecord) -> None:
@@ -108,8 +118,18 @@ def test_the_versions_documents_have_novas_shape(cloud: Cloud) -> None:
 
 #: URL, tempest's noun and name, who asks, and the version from which tempest has no word on it.
 READS = [
-    ("/os-hypervisors", "hypervisors", "list_search_hypervisors", "admin:ops", 88),
-    ("/os-hypervisors/detail", "hypervisors", "list_hypervisors_detail", "admin:ops", 88),
+    *(
+        (f"/os-hypervisors{path}", "hypervisors", name, "admin:ops", 88)
+        for path, name in (
+            ("", "list_search_hypervisors"),
+            ("?limit=1&with_servers=1", "list_search_hypervisors"),
+            ("/detail", "list_hypervisors_detail"),
+            ("/detail?limit=1&with_servers=1", "list_hypervisors_detail"),
+            ("/statistics", "get_hypervisor_statistics"),
+        )
+    ),
+    ("/os-hypervisors/compute/search", "hypervisors", "list_search_hypervisors", "admin:ops", 53),
+    ("/os-hypervisors/compute/servers", "hypervisors", "get_hypervisors_servers", "admin:ops", 53),
     ("/os-availability-zone", "availability_zone", "list_availability_zone_list", None, 999),
     (
         "/os-availability-zone/detail",

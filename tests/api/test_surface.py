@@ -34,6 +34,8 @@ def test_hypervisors_are_found_by_pattern_and_id(cloud: Cloud, instance: Instanc
     assert (one["running_vms"], one["memory_mb"], one["state"]) == (1, 16_384, "up")
     pattern = "/v2.1/os-hypervisors?hypervisor_hostname_pattern="
     assert cloud.get(pattern + "COMPUTE", ADMIN).json["hypervisors"]
+    assert cloud.get(pattern + "nowhere", ADMIN, "2.52").json["hypervisors"]
+    assert cloud.get(pattern + "compute&limit=1", ADMIN).status_code == 400
     assert cloud.get(pattern + "nowhere", ADMIN).status_code == 404
     assert cloud.get("/v2.1/os-hypervisors/web", ADMIN, "2.53").status_code == 400
     assert cloud.get("/v2.1/os-hypervisors/7", ADMIN, "2.52").status_code == 404
@@ -42,6 +44,57 @@ def test_hypervisors_are_found_by_pattern_and_id(cloud: Cloud, instance: Instanc
     assert cloud.get(f"/v2.1/os-hypervisors/{number}", ADMIN, "2.52").status_code == 200
     newest = cloud.get(f"/v2.1/os-hypervisors/{listed['id']}", ADMIN, "2.88").json["hypervisor"]
     assert "vcpus" not in newest
+
+
+def test_what_runs_on_a_hypervisor_is_told_when_asked(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    cloud.announce(host="compute-2")
+    servers = [{"uuid": instance.uuid, "name": "web"}]
+    for path in ("", "/detail"):
+        url = f"/v2.1/os-hypervisors{path}?with_servers=True"
+        first, second = cloud.get(url, ADMIN).json["hypervisors"]
+        assert (first["servers"], second["servers"]) == (servers, [])
+        assert "servers" not in cloud.get(url, ADMIN, "2.74").json["hypervisors"][1]
+        assert "servers" not in cloud.get(url, ADMIN, "2.52").json["hypervisors"][0]
+    shown = f"/v2.1/os-hypervisors/{first['id']}"
+    assert cloud.get(f"{shown}?with_servers=1", ADMIN).json["hypervisor"]["servers"] == servers
+    assert "servers" not in cloud.get(shown, ADMIN).json["hypervisor"]
+    assert cloud.get(f"{shown}?colour=red", ADMIN).status_code == 400
+    old = cloud.get("/v2.1/os-hypervisors/compute/servers", ADMIN, "2.52").json["hypervisors"]
+    assert (old[0]["servers"], "servers" in old[1]) == (servers, False)
+
+
+def test_lists_of_hypervisors_have_pages_since_2_33(cloud: Cloud, instance: InstanceRecord) -> None:
+    cloud.announce(host="compute-2")
+    for version in ("2.33", "2.53"):
+        first = cloud.get("/v2.1/os-hypervisors?limit=1", ADMIN, version).json
+        (link,) = first["hypervisors_links"]
+        url = link["href"].removeprefix("http://falconframework.org")
+        second = cloud.get(url, ADMIN, version).json
+        assert [one["hypervisor_hostname"] for one in second["hypervisors"]] == ["compute-2"]
+        assert "hypervisors_links" not in second
+        message_of(cloud.get("/v2.1/os-hypervisors?marker=x", ADMIN, version), 400)
+    assert len(cloud.get("/v2.1/os-hypervisors?limit=1", ADMIN, "2.32").json["hypervisors"]) == 2
+
+
+def test_what_later_versions_have_not_is_404_there(cloud: Cloud, instance: InstanceRecord) -> None:
+    number = cloud.get("/v2.1/os-hypervisors", ADMIN, "2.1").json["hypervisors"][0]["id"]
+    for path, last in (
+        ("statistics", "2.87"),
+        (f"{number}/uptime", "2.52"),
+        ("compute/search", "2.52"),
+        ("compute/servers", "2.52"),
+    ):
+        url = f"/v2.1/os-hypervisors/{path}"
+        assert cloud.get(url, ADMIN, last).status_code == 200
+        assert cloud.get(url, DEMO, last).status_code == 403
+        message_of(cloud.get(url, ADMIN, "2.88"), 404)
+    for path in ("nowhere/search", "nowhere/servers", "7/uptime"):
+        message_of(cloud.get(f"/v2.1/os-hypervisors/{path}", ADMIN, "2.1"), 404)
+    statistics = cloud.get("/v2.1/os-hypervisors/statistics", ADMIN, "2.1").json
+    found = statistics["hypervisor_statistics"]
+    assert (found["count"], found["vcpus"], found["memory_mb_used"]) == (1, 8, 512)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 #: From here on a parameter that Nova has not is refused, before it is ignored.
 STRICT = Version(2, 75)
+_CHANGES_BEFORE = Version(2, 66)
 _TEXT_MAX = 255
 _NUMBER_MAX_DIGITS = 18
 _FALSE = ("0", "false", "f", "no", "n", "off")
@@ -61,6 +62,16 @@ def moment(request: falcon.Request, name: str) -> dt.datetime | None:
         return parsed.astimezone(dt.UTC)
     except (ValueError, OverflowError):
         raise _invalid(name, f"Value: {text[:_TEXT_MAX]}. It is not a 'date-time'.") from None
+
+
+def changes(request: falcon.Request) -> tuple[dt.datetime | None, dt.datetime | None]:
+    """Return `changes-since` and, from its version on, `changes-before`."""
+    since, before = moment(request, "changes-since"), None
+    if request.context.version >= _CHANGES_BEFORE:
+        before = moment(request, "changes-before")
+    if since is not None and before is not None and since > before:
+        raise BadRequest("The value of changes-since must be less than or equal to changes-before.")
+    return since, before
 
 
 def pattern(request: falcon.Request, name: str) -> str | None:

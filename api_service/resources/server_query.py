@@ -23,7 +23,6 @@ from api_service.store.instance_lists import NEWEST_FIRST, InstanceQuery, Order
 
 _STRICT_STATUS = Version(2, 38)
 _TAGS = Version(2, 26)
-_CHANGES_BEFORE = Version(2, 66)
 _LOCKED = Version(2, 73)
 _EVERYBODY = Version(2, 83)
 _ZONE = "nova"
@@ -155,7 +154,7 @@ def query_of(asked: Asked, marker: str | None, limit: int) -> InstanceQuery | No
     request = asked.request
     statuses = _statuses(asked)
     vm_states, task_states = views.states_of(statuses)
-    since, before = _changes(request)
+    since, before = parameters.changes(request)
     exact, numbers, moments = (asked.fields(one) for one in (_EXACT, _NUMBERS, _MOMENTS))
     # The state of what is gone is no state of a guest.
     gone = "DELETED" in statuses or (exact and _text(request, "vm_state") == _GONE)
@@ -196,15 +195,6 @@ def _statuses(asked: Asked) -> list[str]:
     if ("DELETED" in wanted or by_state) and not asked.is_admin:
         raise Forbidden("Only administrators may list deleted instances")
     return wanted
-
-
-def _changes(request: falcon.Request) -> tuple[dt.datetime | None, dt.datetime | None]:
-    since, before = moment(request, "changes-since"), None
-    if request.context.version >= _CHANGES_BEFORE:
-        before = moment(request, "changes-before")
-    if since is not None and before is not None and since > before:
-        raise BadRequest("The value of changes-since must be less than or equal to changes-before.")
-    return since, before
 
 
 def _deleted(asked: Asked, changed: dt.datetime | None, by_status: bool) -> bool | None:

@@ -17,11 +17,12 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from api_service.errors import BadRequest, HostNameTaken
-from api_service.store import instance_lists, records
+from api_service.store import action_lists, instance_lists, records
+from api_service.store.action_lists import ActionQuery
 from api_service.store.engine import Database, retried
 from api_service.store.instance_lists import InstanceQuery
 from api_service.store.models import AgentRow, InstanceRow
-from api_service.store.records import Agent, Guest, Instance
+from api_service.store.records import Agent, Guest, Instance, Job
 from common import clock
 from common.messages import Flavor, HostReport, InstanceRecord
 from common.states import VM_STATE_OF_POWER_STATE, PowerState
@@ -101,6 +102,17 @@ class Inventory:
         )
         with self._database.read() as session:
             return {host: number for host, number in session.execute(count)}
+
+    def actions(self, query: ActionQuery) -> list[Job]:
+        """Return one page of what was done to an instance, newest first."""
+        with self._database.read() as session:
+            return [records.job(row) for row in action_lists.page(session, query)]
+
+    def action(self, instance_uuid: str, request_id: str) -> Job | None:
+        """Return what a request did to an instance."""
+        with self._database.read() as session:
+            row = action_lists.of_request(session, instance_uuid, request_id)
+            return records.job(row) if row else None
 
     def guests_by_host(self) -> dict[str, list[Guest]]:
         """Return what each host has, by name."""

@@ -128,6 +128,7 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
             ("os-aggregates:index", _ADMIN, "List aggregates.", "/os-aggregates"),
             ("os-aggregates:show", _ADMIN, "Show one.", "/os-aggregates/{id}"),
             ("limits", _ANYBODY, "Show limits.", "/limits"),
+            ("limits:other_project", _ADMIN, "Show another project's.", "/limits"),
             ("extensions", _ANYBODY, "List extensions.", "/extensions"),
         )
     ),

@@ -7,6 +7,7 @@ import falcon
 
 from api_service import views
 from api_service.errors import NotFound
+from api_service.resources import parameters
 from api_service.resources.services import Resource
 
 _ZONE = "nova"
@@ -19,6 +20,7 @@ class ComputeServices(Resource):
         """List them."""
         rule = "os_compute_api:os-services:list"
         self.services.authorizer.require(self.caller(request), rule)
+        parameters.require_known(request, {"host", "binary"})
         agents, viewer = self.services.agents, self.viewer(request)
         wanted_host, wanted_binary = request.get_param("host"), request.get_param("binary")
         response.media = {

@@ -82,6 +82,17 @@ def test_servers_have_novas_shape_in_every_version(
         assert len(detail.json["servers"]) == 3
 
 
+def test_what_is_gone_has_novas_shape_in_every_version(
+    cloud: Cloud, busy: InstanceRecord
+) -> None:
+    cloud.announce()
+    for version in VERSIONS:
+        url = "/v2.1/servers/detail?changes-since=2000-01-01T00:00:00Z&sort_key=vm_state"
+        gone = cloud.get(url, "demo:p-demo", version)
+        judge(gone, "servers", "list_servers_detail", version)
+        assert {server["status"] for server in gone.json["servers"]} == {"DELETED"}
+
+
 def test_flavors_have_novas_shape_in_every_version(cloud: Cloud, busy: InstanceRecord) -> None:
     for version in VERSIONS:
         listed = cloud.get("/v2.1/flavors?limit=1", version=version)
@@ -193,3 +204,44 @@ def test_images_have_novas_shape_until_they_went(cloud: Cloud, busy: InstanceRec
             else:
                 assert reply.status_code == 404
                 assert "itemNotFound" in reply.json
+
+
+def test_writes_of_metadata_have_novas_shape_in_every_version(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    url, many, one = (
+        f"/v2.1/servers/{instance.uuid}/metadata",
+        {"metadata": {"a": "1", "b": "2"}},
+        {"meta": {"a": "3"}},
+    )
+    for version in VERSIONS:
+        for method, path, body, name in (
+            ("PUT", "", many, "set_server_metadata"),
+            ("POST", "", many, "update_server_metadata"),
+            ("PUT", "/a", one, "set_show_server_metadata_item"),
+        ):
+            reply = cloud.http.simulate_request(
+                method, url + path, json=body, headers=headers("demo:p-demo", version)
+            )
+            judge(reply, "servers", name, version)
+        deleted = cloud.http.simulate_delete(f"{url}/a", headers=headers("demo:p-demo", version))
+        expected = schema("servers", "delete_server_metadata_item", version)
+        assert (deleted.status_code in expected["status_code"], deleted.content) == (True, b"")
+
+
+def test_actions_answer_as_novas_in_every_version(cloud: Cloud, instance: InstanceRecord) -> None:
+    for version in VERSIONS:
+        for body in ({"lock": None}, {"unlock": None}):
+            reply = cloud.act(instance.uuid, body, version=version)
+            expected = schema("servers", "server_actions_common_schema", version)
+            assert reply.status_code in expected["status_code"]
+        made = cloud.act(instance.uuid, {"createImage": {"name": "s"}}, version=version)
+        cast = cloud.casts.next()
+        expected = schema("images", "create_image", version)
+        assert made.status_code in expected["status_code"]
+        if "response_body" in expected:
+            judge(made, "images", "create_image", version)
+        else:
+            assert made.headers["location"].endswith(f"/images/{cast['image_id']}")
+        ids = cast["job_id"], instance.uuid, cast["image_id"]
+        cloud.report("job_finished", agent_says.finished(*ids))

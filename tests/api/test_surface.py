@@ -298,6 +298,29 @@ def test_limits_count_what_the_project_has(cloud: Cloud, instance: InstanceRecor
     assert old["maxImageMeta"] == 128
 
 
+def test_another_projects_limits_are_the_administrators(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    url = "/v2.1/limits?reserved=1&tenant_id=p-demo"
+    shown = cloud.get(url, ADMIN).json["limits"]["absolute"]
+    assert (shown["totalInstancesUsed"], shown["totalRAMUsed"]) == (1, 512)
+    assert cloud.get(url).status_code == 200
+    assert cloud.get(url, OTHER).status_code == 403
+
+
+def test_services_are_found_by_host_and_binary(cloud: Cloud, instance: InstanceRecord) -> None:
+    for query, number in (
+        ("", 1),
+        ("?host=compute-1&binary=nova-compute", 1),
+        ("?host=nowhere", 0),
+        ("?binary=nova-conductor", 0),
+    ):
+        listed = cloud.get(f"/v2.1/os-services{query}", ADMIN).json["services"]
+        assert len(listed) == number
+    assert cloud.get("/v2.1/os-services?colour=red", ADMIN).status_code == 400
+    assert cloud.get("/v2.1/os-services?colour=red", ADMIN, "2.74").status_code == 200
+
+
 def test_extensions_and_aggregates_that_are_not_there_are_404(cloud: Cloud) -> None:
     aliases = [one["alias"] for one in cloud.get("/v2.1/extensions").json["extensions"]]
     assert cloud.get(f"/v2.1/extensions/{aliases[0]}").status_code == 200

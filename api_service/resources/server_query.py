@@ -49,7 +49,7 @@ _NUMBERS: dict[str, tuple[str, Version | None]] = {
 _PATTERNS: dict[str, tuple[str, Version | None]] = {
     "name": ("name", MINIMUM),
     "display_name": ("name", None),
-    "hostname": ("name", None),
+    "hostname": ("hostname", None),
     "description": ("description", None),
     "display_description": ("description", None),
     "root_device_name": ("root_device_name", None),
@@ -101,7 +101,7 @@ _SORT_KEYS: dict[str, str | None] = {
     ),
     "display_name": "name",
     "display_description": "description",
-    "hostname": "name",
+    "hostname": "hostname",
     "launched_at": "created_at",
     "terminated_at": "deleted_at",
     "node": "host",

@@ -13,6 +13,9 @@ from sqlalchemy.orm import Session
 
 from api_service.store.models import InstanceRow
 
+#: Where its user told none, as far as a list is concerned the name is it.
+_HOSTNAME = func.coalesce(InstanceRow.hostname, InstanceRow.name)
+
 #: What may be sorted by. Databases differ in where they put nothing: here it comes first.
 SORTABLE: Mapping[str, ColumnElement[Any]] = {
     "access_ip_v4": func.coalesce(InstanceRow.access_ip_v4, ""),
@@ -22,6 +25,7 @@ SORTABLE: Mapping[str, ColumnElement[Any]] = {
     "deleted_at": func.coalesce(InstanceRow.deleted_at, InstanceRow.created_at),
     "description": func.coalesce(InstanceRow.description, ""),
     "host": InstanceRow.host.expression,
+    "hostname": _HOSTNAME,
     "image_ref": func.coalesce(InstanceRow.image_ref, ""),
     "locked_by": func.coalesce(InstanceRow.locked_by, ""),
     "name": InstanceRow.name.expression,
@@ -109,7 +113,7 @@ def _conditions(query: InstanceQuery) -> list[ColumnElement[bool]]:
     if query.changed_before is not None:
         found.append(InstanceRow.updated_at <= query.changed_before)
     patterns, times = query.patterns.items(), query.at.items()
-    found += [getattr(InstanceRow, name).regexp_match(pattern) for name, pattern in patterns]
+    found += [_text(name).regexp_match(pattern) for name, pattern in patterns]
     return found + [_within_second(getattr(InstanceRow, name), time) for name, time in times]
 
 
@@ -120,6 +124,11 @@ def _equal(query: InstanceQuery) -> list[tuple[ColumnElement[Any], object]]:
         (InstanceRow.locked_by.is_not(None), query.locked),
         *((getattr(InstanceRow, name), value) for name, value in query.exactly.items()),
     ]
+
+
+def _text(name: str) -> ColumnElement[Any]:
+    column: ColumnElement[Any] = getattr(InstanceRow, name)
+    return _HOSTNAME if name == "hostname" else column
 
 
 def _within_second(column: Any, time: dt.datetime) -> ColumnElement[bool]:

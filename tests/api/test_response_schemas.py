@@ -82,9 +82,7 @@ def test_servers_have_novas_shape_in_every_version(
         assert len(detail.json["servers"]) == 3
 
 
-def test_what_is_gone_has_novas_shape_in_every_version(
-    cloud: Cloud, busy: InstanceRecord
-) -> None:
+def test_what_is_gone_has_novas_shape_in_every_version(cloud: Cloud, busy: InstanceRecord) -> None:
     cloud.announce()
     for version in VERSIONS:
         url = "/v2.1/servers/detail?changes-since=2000-01-01T00:00:00Z&sort_key=vm_state"

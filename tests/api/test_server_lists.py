@@ -208,3 +208,8 @@ def test_an_administrators_patterns_match_what_users_wrote(
     assert names(cloud.get(f"{every}&display_name=[ab]&sort_key=uuid", ADMIN)) != []
     assert cloud.get(f"{every}&description=*", ADMIN).status_code == 400
     assert len(names(cloud.get("/v2.1/servers?description=^fir"))) == 5
+    Overrides(cloud.database).describe(five[1].uuid, {"hostname": "zoo"})
+    assert names(cloud.get(f"{every}&hostname=^zoo$", ADMIN)) == ["a"]
+    assert names(cloud.get(f"{every}&hostname=^b$", ADMIN)) == ["b"]
+    by_host_name = "sort_key=hostname&sort_dir=asc"
+    assert all_pages(cloud, f"limit=2&{by_host_name}") == list("bcdea")

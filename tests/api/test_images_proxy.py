@@ -70,6 +70,12 @@ def test_what_is_no_image_is_404(cloud: Cloud, known: dict[str, str], image_id: 
     message_of(cloud.get(f"/v2.1/images/{image_id}", DEMO, OLD), 404)
 
 
+@pytest.mark.parametrize("image_id", ["web", "%3F", "x%3Fowner=p-other", "..%2Ftasks"])
+def test_what_is_no_id_becomes_no_url_of_glances(cloud: Cloud, image_id: str) -> None:
+    cloud.images.failure = ImageServiceUnavailable("it was asked")
+    assert cloud.get(f"/v2.1/images/{image_id}", DEMO, OLD).status_code == 404
+
+
 def test_only_the_owner_deletes(cloud: Cloud, known: dict[str, str]) -> None:
     message_of(delete(cloud, known["public"]), 403)
     message_of(delete(cloud, known["theirs"]), 404)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.messages import InstanceRecord
-from common.states import JobKind
+from common.states import JobKind, PowerState
 from tests.api import agents as agent_says
 from tests.api.conftest import Cloud, headers
 from tests.api.test_create_image import message_of
@@ -261,6 +261,13 @@ def test_metadata_of_a_locked_or_busy_instance_stays(
     cloud.act(instance.uuid, {"lock": None})
     message_of(send(cloud, "POST", url, {"metadata": {"a": "1"}}), 409)
     assert send(cloud, "POST", url, {"metadata": {"a": "1"}}, ADMIN).status_code == 200
+
+
+def test_metadata_of_a_broken_instance_stays(cloud: Cloud) -> None:
+    record = agent_says.instance(power_state=PowerState.CRASHED)
+    cloud.announce(record)
+    url = f"/servers/{record.uuid}/metadata"
+    message_of(send(cloud, "POST", url, {"metadata": {"a": "1"}}), 409)
 
 
 def test_what_was_done_is_found_by_the_id_of_its_request(

@@ -142,7 +142,7 @@ def test_openstack_lists_servers_by_what_they_are(cloud: Cloud, running_guest: G
         rows = openstack(cloud, *newest, *words, bin_directory=BIN, who=who)
         return [row["ID"] for row in rows]
 
-    wanted = ("--flavor", "m1.tiny", "--power-state", "running", "--no-config-drive")
+    wanted = ("--flavor", "m1.tiny", "--power-state", "running", "--vm-state", "active")
     assert running_guest.uuid in ids(*wanted, "--changes-since", "2000-01-01T00:00:00Z")
     assert running_guest.uuid not in ids("--availability-zone", "elsewhere")
     assert running_guest.uuid not in ids("--changes-before", "2000-01-01T00:00:00Z")
@@ -152,8 +152,10 @@ def test_openstack_lists_servers_by_what_they_are(cloud: Cloud, running_guest: G
 def test_openstack_shows_a_hypervisor(cloud: Cloud, running_guest: Guest) -> None:
     """An old version asks for the uptime in a request of its own."""
     for version in ("2.52", "2.100"):
-        versioned = ("--os-compute-api-version", version, "hypervisor", "show", cloud.host)
-        shown = openstack(cloud, *versioned, bin_directory=BIN, who="stillframe-admin")
+        versioned = ("--os-compute-api-version", version, "hypervisor")
+        (listed,) = openstack(cloud, *versioned, "list", bin_directory=BIN, who="stillframe-admin")
+        words = (*versioned, "show", listed["Hypervisor Hostname"])
+        shown = openstack(cloud, *words, bin_directory=BIN, who="stillframe-admin")
         assert (shown["state"], shown["service_host"]) == ("up", cloud.host)
 
 

@@ -50,8 +50,10 @@ ON_EVERY_DATABASE = frozenset(
         "test_databases",
         "test_giving_up",
         "test_host_reports",
+        "test_instance_actions",
         "test_keeping_promises",
         "test_reports",
+        "test_server_lists",
     )
 )
 SQLITE = "sqlite"

@@ -48,12 +48,6 @@ from tests.api.test_database import (
     test_the_migrations_make_exactly_the_models,
     test_writers_wait_for_each_other,
 )
-from tests.api.test_instance_actions import (
-    ids,
-    test_pages_hold_each_action_once_newest_first,
-    test_times_narrow_down,
-    test_what_was_done_to_a_server_that_is_gone_is_told_since_2_21,
-)
 from tests.api.test_jobs import (
     test_a_job_at_work_is_cancelled_by_its_agent,
     test_a_job_that_no_agent_has_ends_at_once,
@@ -66,13 +60,6 @@ from tests.api.test_server_filters import (
     test_what_clients_send_is_matched,
     two,
 )
-from tests.api.test_server_lists import (
-    five,
-    test_every_filter_of_a_member_filters,
-    test_pages_in_any_order_hold_each_server_once,
-    test_what_has_changed_is_told_with_what_is_gone,
-    test_who_may_list_what_is_gone,
-)
 from tests.api.test_servers import (
     test_a_list_holds_the_projects_own_instances_only,
     test_flavors_are_those_of_the_callers_instances,
@@ -80,8 +67,6 @@ from tests.api.test_servers import (
 )
 
 __all__ = [
-    "five",
-    "ids",
     "test_a_database_of_a_newer_release_is_refused",
     "test_a_job_at_work_is_cancelled_by_its_agent",
     "test_a_job_that_an_older_release_wrote_is_read",
@@ -90,22 +75,15 @@ __all__ = [
     "test_a_release_that_runs_on_may_write_what_it_knows",
     "test_an_administrators_filters_filter",
     "test_an_image_for_each_disk_is_shown",
-    "test_every_filter_of_a_member_filters",
     "test_first_reports_of_one_host_may_come_at_once",
     "test_flavors_are_those_of_the_callers_instances",
     "test_no_expression_holds_the_process",
     "test_of_racing_requests_exactly_one_wins",
-    "test_pages_hold_each_action_once_newest_first",
     "test_pages_hold_each_server_once_newest_first",
-    "test_pages_in_any_order_hold_each_server_once",
     "test_syncing_twice_is_harmless",
     "test_the_migrations_make_exactly_the_models",
     "test_the_operator_changes_a_jobs_limit",
-    "test_times_narrow_down",
     "test_what_clients_send_is_matched",
-    "test_what_has_changed_is_told_with_what_is_gone",
-    "test_what_was_done_to_a_server_that_is_gone_is_told_since_2_21",
-    "test_who_may_list_what_is_gone",
     "test_writers_wait_for_each_other",
     "two",
 ]

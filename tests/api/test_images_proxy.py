@@ -15,6 +15,7 @@ from tests.api.test_create_image import message_of
 
 DEMO, OTHER, ADMIN = "demo:p-demo", "eve:p-other", "admin:ops"
 OLD = "2.35"
+MISSING = "7d3c0a52-94c5-4f0d-9a35-0f1f0f3f6a11"
 
 
 def put(cloud: Cloud, name: str, **record: Any) -> str:
@@ -65,7 +66,7 @@ def test_a_project_sees_its_own_images_and_the_public_ones(
     assert statuses == {"mine": 200, "theirs": 404, "public": 200, "shared": 200}
 
 
-@pytest.mark.parametrize("image_id", ["web", "..", "%3F", "v2%3Fowner=p-other", str(uuid.uuid4())])
+@pytest.mark.parametrize("image_id", ["web", "..", "%3F", "v2%3Fowner=p-other", MISSING])
 def test_what_is_no_image_is_404(cloud: Cloud, known: dict[str, str], image_id: str) -> None:
     message_of(cloud.get(f"/v2.1/images/{image_id}", DEMO, OLD), 404)
 

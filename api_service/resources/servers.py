@@ -72,8 +72,7 @@ class _ServerList(Resource):
         marker = request.get_param("marker")
         if marker is None:
             return None
-        inventory = self.services.inventory
-        instance = inventory.instance(marker, even_deleted=True) if is_uuid(marker) else None
+        instance = self.services.inventory.past_instance(marker) if is_uuid(marker) else None
         if instance is None or project_id not in (None, instance.project_id):
             raise BadRequest(f"marker [{marker}] not found")
         return marker

@@ -87,9 +87,9 @@ class Resource:
         """
         caller = self.caller(request)
         # Names come where ids belong, with bytes that not every database takes.
-        instance = None
-        if is_uuid(instance_id):
-            instance = self.services.inventory.instance(instance_id, even_deleted=even_deleted)
+        inventory = self.services.inventory
+        find = inventory.past_instance if even_deleted else inventory.instance
+        instance = find(instance_id) if is_uuid(instance_id) else None
         is_admin = self.services.authorizer.is_admin(caller)
         if instance is None or not (is_admin or instance.project_id == caller.project_id):
             raise NotFound(f"Instance {instance_id} could not be found.")

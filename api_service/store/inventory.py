@@ -67,12 +67,17 @@ class Inventory:
             rows = session.scalars(select(AgentRow).order_by(AgentRow.host))
             return [records.agent(row) for row in rows]
 
-    def instance(self, instance_uuid: str, *, even_deleted: bool = False) -> Instance | None:
-        """Return an instance that exists (or did)."""
+    def instance(self, instance_uuid: str) -> Instance | None:
+        """Return an instance that exists."""
         with self._database.read() as session:
             row = session.get(InstanceRow, instance_uuid)
-            is_there = row is not None and (even_deleted or row.deleted_at is None)
-            return records.instance(row) if row is not None and is_there else None
+            return records.instance(row) if row and row.deleted_at is None else None
+
+    def past_instance(self, instance_uuid: str) -> Instance | None:
+        """Return an instance that exists, or did."""
+        with self._database.read() as session:
+            row = session.get(InstanceRow, instance_uuid)
+            return records.instance(row) if row else None
 
     def instances(self, query: InstanceQuery) -> list[Instance]:
         """Return one page of instances.

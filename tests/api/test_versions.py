@@ -136,7 +136,7 @@ def test_options_is_answered(cloud: Cloud) -> None:
 def test_a_defect_of_ours_is_a_500_that_tells_nothing(
     cloud: Cloud, instance: InstanceRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def boom(*_: object, **__: object) -> None:
+    def boom(*_: object) -> None:
         raise RuntimeError("/var/lib/secret")
 
     monkeypatch.setattr(cloud.inventory.__class__, "instance", boom)
@@ -152,7 +152,7 @@ def test_a_database_that_is_away_is_a_503_that_tells_nothing(
 ) -> None:
     for error in (db_errors.DBConnectionError, sqlalchemy.exc.TimeoutError):
 
-        def away(*_: object, error: type[Exception] = error, **__: object) -> None:
+        def away(*_: object, error: type[Exception] = error) -> None:
             raise error("SELECT secret FROM db.example.org")
 
         monkeypatch.setattr(cloud.inventory.__class__, "instance", away)

@@ -33,10 +33,16 @@ from api_service.resources.hosts import (
     Aggregates,
     ComputeServices,
     Hosts,
-    Hypervisors,
     Zones,
 )
-from api_service.resources.instance_actions import InstanceActions
+from api_service.resources.hypervisors import (
+    Hypervisors,
+    HypervisorsDetail,
+    HypervisorShow,
+    HypervisorStatistics,
+)
+from api_service.resources.images import Images, ImagesDetail, ImageShow
+from api_service.resources.instance_actions import InstanceAction, InstanceActions
 from api_service.resources.job_events import JobEvents
 from api_service.resources.limits import Extensions, Limits
 from api_service.resources.metadata import ServerMetadata, ServerMetadataItem
@@ -80,14 +86,22 @@ ROUTES: tuple[tuple[str, type[Resource], str | None], ...] = (
     ("/v2.1/flavors/detail", FlavorsDetail, None),
     ("/v2.1/flavors/{flavor_id}", FlavorShow, None),
     ("/v2.1/flavors/{flavor_id}/os-extra_specs", FlavorShow, "extra_specs"),
+    ("/v2.1/flavors/{flavor_id}/os-extra_specs/{key}", FlavorShow, "extra_spec"),
     ("/v2.1/servers/{server_id}/metadata", ServerMetadata, None),
     ("/v2.1/servers/{server_id}/metadata/{key}", ServerMetadataItem, None),
     ("/v2.1/servers/{server_id}/os-instance-actions", InstanceActions, None),
-    ("/v2.1/servers/{server_id}/os-instance-actions/{request_id}", InstanceActions, "one"),
+    ("/v2.1/servers/{server_id}/os-instance-actions/{request_id}", InstanceAction, None),
+    ("/v2.1/images", Images, None),
+    ("/v2.1/images/detail", ImagesDetail, None),
+    ("/v2.1/images/{image_id}", ImageShow, None),
     ("/v2.1/os-services", ComputeServices, None),
     ("/v2.1/os-hypervisors", Hypervisors, None),
-    ("/v2.1/os-hypervisors/detail", Hypervisors, "detail"),
-    ("/v2.1/os-hypervisors/{hypervisor_id}", Hypervisors, "one"),
+    ("/v2.1/os-hypervisors/detail", HypervisorsDetail, None),
+    ("/v2.1/os-hypervisors/statistics", HypervisorStatistics, None),
+    ("/v2.1/os-hypervisors/{hypervisor_id}", HypervisorShow, None),
+    ("/v2.1/os-hypervisors/{hypervisor_id}/uptime", HypervisorShow, "uptime"),
+    ("/v2.1/os-hypervisors/{hypervisor_id}/search", HypervisorShow, "search"),
+    ("/v2.1/os-hypervisors/{hypervisor_id}/servers", HypervisorShow, "servers"),
     ("/v2.1/os-availability-zone", Zones, None),
     ("/v2.1/os-availability-zone/detail", Zones, "detail"),
     ("/v2.1/os-aggregates", Aggregates, None),

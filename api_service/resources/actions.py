@@ -11,7 +11,7 @@ import falcon
 from jsonschema import Draft202012Validator
 
 from api_service import powers, schemas
-from api_service.errors import BadRequest
+from api_service.errors import BadRequest, Forbidden
 from api_service.microversions import Version
 from api_service.resources.services import Resource
 from api_service.snapshots import SnapshotWish
@@ -130,6 +130,16 @@ def _power(change: powers.Change, schema: Draft202012Validator, rule: str) -> Ac
     return act
 
 
+def _refused(words: str) -> Action:
+    """An action of Nova's that is not offered here: 403, which no client tries again."""
+
+    def refuse(resource: ServerAction, asked: Asked) -> None:
+        resource.visible_instance(asked.request, asked.server_id, "os_compute_api:servers:show")
+        raise Forbidden(words)
+
+    return refuse
+
+
 ACTIONS: dict[str, Action] = {
     "createImage": ServerAction.create_image,
     "pause": _power(powers.PAUSE, schemas.PAUSE, "os_compute_api:os-pause-server:pause"),
@@ -140,4 +150,6 @@ ACTIONS: dict[str, Action] = {
     "lock": ServerAction.lock,
     "unlock": ServerAction.unlock,
     "os-resetState": ServerAction.reset_state,
+    "createBackup": _refused("This cloud takes no backups yet; createImage takes a snapshot."),
+    "rebuild": _refused("This cloud rebuilds no servers yet."),
 }

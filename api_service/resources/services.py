@@ -82,7 +82,9 @@ class Resource:
         """Return the URL that clients reach us under."""
         return (self.services.link_prefix or request.prefix).rstrip("/")
 
-    def visible_instance(self, request: falcon.Request, instance_id: str, rule: str) -> Instance:
+    def visible_instance(
+        self, request: falcon.Request, instance_id: str, rule: str, *, even_deleted: bool = False
+    ) -> Instance:
         """Return an instance that the caller may see, with its id on every log line from here.
 
         Raises NotFound also for another project's instance: that it exists is
@@ -90,8 +92,9 @@ class Resource:
         """
         caller = self.caller(request)
         # Names come where ids belong, with bytes that not every database takes.
-        known = is_uuid(instance_id)
-        instance = self.services.inventory.instance(instance_id) if known else None
+        inventory = self.services.inventory
+        find = inventory.past_instance if even_deleted else inventory.instance
+        instance = find(instance_id) if is_uuid(instance_id) else None
         is_admin = self.services.authorizer.is_admin(caller)
         if instance is None or not (is_admin or instance.project_id == caller.project_id):
             raise NotFound(f"Instance {instance_id} could not be found.")

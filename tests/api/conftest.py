@@ -52,9 +52,11 @@ ON_EVERY_DATABASE = frozenset(
         "test_giving_up",
         "test_host_reports",
         "test_job_lists",
+        "test_instance_actions",
         "test_keeping_promises",
         "test_quotas",
         "test_reports",
+        "test_server_lists",
     )
 )
 SQLITE = "sqlite"

@@ -33,10 +33,16 @@ from api_service.resources.hosts import (
     Aggregates,
     ComputeServices,
     Hosts,
-    Hypervisors,
     Zones,
 )
-from api_service.resources.instance_actions import InstanceActions
+from api_service.resources.hypervisors import (
+    Hypervisors,
+    HypervisorsDetail,
+    HypervisorShow,
+    HypervisorStatistics,
+)
+from api_service.resources.images import Images, ImagesDetail, ImageShow
+from api_service.resources.instance_actions import InstanceAction, InstanceActions
 from api_service.resources.job_events import JobEvents
 from api_service.resources.limits import Extensions, Limits
 from api_service.resources.metadata import ServerMetadata, ServerMetadataItem
@@ -82,14 +88,22 @@ ROUTES: tuple[tuple[str, type[Resource], str | None], ...] = (
     ("/v2.1/flavors/detail", FlavorsDetail, None),
     ("/v2.1/flavors/{flavor_id}", FlavorShow, None),
     ("/v2.1/flavors/{flavor_id}/os-extra_specs", FlavorShow, "extra_specs"),
+    ("/v2.1/flavors/{flavor_id}/os-extra_specs/{key}", FlavorShow, "extra_spec"),
     ("/v2.1/servers/{server_id}/metadata", ServerMetadata, None),
     ("/v2.1/servers/{server_id}/metadata/{key}", ServerMetadataItem, None),
     ("/v2.1/servers/{server_id}/os-instance-actions", InstanceActions, None),
-    ("/v2.1/servers/{server_id}/os-instance-actions/{request_id}", InstanceActions, "one"),
+    ("/v2.1/servers/{server_id}/os-instance-actions/{request_id}", InstanceAction, None),
+    ("/v2.1/images", Images, None),
+    ("/v2.1/images/detail", ImagesDetail, None),
+    ("/v2.1/images/{image_id}", ImageShow, None),
     ("/v2.1/os-services", ComputeServices, None),
     ("/v2.1/os-hypervisors", Hypervisors, None),
-    ("/v2.1/os-hypervisors/detail", Hypervisors, "detail"),
-    ("/v2.1/os-hypervisors/{hypervisor_id}", Hypervisors, "one"),
+    ("/v2.1/os-hypervisors/detail", HypervisorsDetail, None),
+    ("/v2.1/os-hypervisors/statistics", HypervisorStatistics, None),
+    ("/v2.1/os-hypervisors/{hypervisor_id}", HypervisorShow, None),
+    ("/v2.1/os-hypervisors/{hypervisor_id}/uptime", HypervisorShow, "uptime"),
+    ("/v2.1/os-hypervisors/{hypervisor_id}/search", HypervisorShow, "search"),
+    ("/v2.1/os-hypervisors/{hypervisor_id}/servers", HypervisorShow, "servers"),
     ("/v2.1/os-availability-zone", Zones, None),
     ("/v2.1/os-availability-zone/detail", Zones, "detail"),
     ("/v2.1/os-aggregates", Aggregates, None),
@@ -147,8 +161,10 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
     transport = rpc.Transport(settings)
     client = transport.client(topic=COMPUTE_TOPIC, version=RPC_VERSION, timeout_s=_RPC_TIMEOUT_S)
     dispatcher = Dispatcher(ledger, AgentClient(client, agents.clock_offset_s))
+    authorizer = Authorizer(settings)
     services = Services(
-        authorizer=Authorizer(settings),
+        authorizer=authorizer,
+        visibility=Visibility(authorizer=authorizer, inventory=inventory, ledger=ledger),
         inventory=inventory,
         ledger=ledger,
         agents=agents,
@@ -191,9 +207,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
 def make_calls(services: Services, most_at_once: int) -> ServiceEndpoint:
     """Return what other services call, beside the WSGI application over the same parts."""
     return ServiceEndpoint(
-        visibility=Visibility(
-            authorizer=services.authorizer, inventory=services.inventory, ledger=services.ledger
-        ),
+        visibility=services.visibility,
         snapshots=services.snapshots,
         powers=services.powers,
         dispatcher=services.dispatcher,

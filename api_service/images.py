@@ -69,6 +69,12 @@ class ImageRecords(Protocol):
     def look(self, image_id: str) -> Any:
         """Return a record, in one try."""
 
+    def show(self, image_id: str) -> Any:
+        """Return a record; raise ImageNotFound."""
+
+    def found(self, filters: Mapping[str, str]) -> Any:
+        """Return the records, of every project, that Glance's filters leave."""
+
     def delete(self, image_id: str) -> None:
         """Delete a record; one that is gone is fine."""
 

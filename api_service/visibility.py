@@ -17,7 +17,7 @@ from api_service.store.ledger import Ledger
 from api_service.store.records import Instance, Job
 from common.context import RequestContext
 
-_EVERYBODYS_JOBS = "stillframe:jobs:index:get_all_projects"
+EVERYBODYS_JOBS = "stillframe:jobs:index:get_all_projects"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +28,13 @@ class Visibility:
     inventory: Inventory
     ledger: Ledger
 
-    def instance(self, caller: RequestContext, instance_id: str, rule: str) -> Instance:
+    def instance(
+        self, caller: RequestContext, instance_id: str, rule: str, *, even_deleted: bool = False
+    ) -> Instance:
         """Return an instance; raise NotFound, or Forbidden if `rule` says no."""
+        find = self.inventory.past_instance if even_deleted else self.inventory.instance
         # Names come where ids belong, with bytes that not every database takes.
-        instance = self.inventory.instance(instance_id) if is_uuid(instance_id) else None
+        instance = find(instance_id) if is_uuid(instance_id) else None
         is_admin = self.authorizer.is_admin(caller)
         if instance is None or not (is_admin or instance.project_id == caller.project_id):
             raise NotFound(f"Instance {instance_id} could not be found.")
@@ -55,7 +58,7 @@ class Visibility:
 
     def sees_all_jobs(self, caller: RequestContext) -> bool:
         """Tell whether the caller may see every project's jobs, and where they run."""
-        return self.authorizer.allows(caller, _EVERYBODYS_JOBS)
+        return self.authorizer.allows(caller, EVERYBODYS_JOBS)
 
 
 def is_uuid(text: str) -> bool:

@@ -32,6 +32,10 @@ LOG = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
+#: How many images a list may hold.
+FOUND_MAX = 10_000
+#: As many as Glance gives at a time.
+_PAGE_SIZE = 1000
 _NO_CONTENT = 204
 _CONFLICT = 409
 _GONE = (404, 410)
@@ -95,6 +99,10 @@ class Image:
     min_disk_gib: int
     min_ram_mib: int
     properties: dict[str, str]
+    visibility: str = "private"
+    #: As Glance writes times; empty: it does not tell.
+    created_at: str = ""
+    updated_at: str = ""
 
 
 class Body(Protocol):
@@ -201,6 +209,11 @@ class ImageService:
             for image in self._retrying(self._list, {property_name: value, **more})
         ]
 
+    def found(self, filters: Mapping[str, str]) -> list[Image]:
+        """Return the images, of every project, that Glance's filters leave; FOUND_MAX at most."""
+        paging = {"limit": FOUND_MAX, "page_size": _PAGE_SIZE}
+        return self._retrying(self._list, dict(filters), **paging)
+
     def update(self, image_id: str, changes: Mapping[str, Any]) -> None:
         """Set attributes and properties of an image; the others stay."""
         self._retrying(lambda: self._update(image_id, changes))
@@ -272,8 +285,8 @@ class ImageService:
         return found
 
     @_typed
-    def _list(self, filters: dict[str, Any]) -> list[Image]:
-        return [_image(found) for found in self._controller().list(filters=filters)]
+    def _list(self, filters: dict[str, Any], **paging: int) -> list[Image]:
+        return [_image(found) for found in self._controller().list(filters=filters, **paging)]
 
     @_typed
     def _update(self, image_id: str, changes: Mapping[str, Any]) -> None:
@@ -372,4 +385,7 @@ def _image(record: Mapping[str, Any]) -> Image:
             for key, value in record.items()
             if key not in _ATTRIBUTES and isinstance(value, str)
         },
+        visibility=record.get("visibility") or "private",
+        created_at=record.get("created_at") or "",
+        updated_at=record.get("updated_at") or "",
     )

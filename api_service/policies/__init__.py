@@ -114,6 +114,15 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
             ("os-hypervisors:list", _ADMIN, "List hypervisors.", "/os-hypervisors"),
             ("os-hypervisors:list-detail", _ADMIN, "All of them.", "/os-hypervisors/detail"),
             ("os-hypervisors:show", _ADMIN, "Show one.", "/os-hypervisors/{id}"),
+            *(
+                (f"os-hypervisors:{name}", _ADMIN, what, f"/os-hypervisors/{path}")
+                for name, what, path in (
+                    ("statistics", "Add them up.", "statistics"),
+                    ("uptime", "Show its uptime.", "{id}/uptime"),
+                    ("search", "Find some by name.", "{pattern}/search"),
+                    ("servers", "What runs there.", "{pattern}/servers"),
+                )
+            ),
             ("os-availability-zone:list", _ANYBODY, "List zones.", "/os-availability-zone"),
             (
                 "os-availability-zone:detail",
@@ -124,8 +133,15 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
             ("os-aggregates:index", _ADMIN, "List aggregates.", "/os-aggregates"),
             ("os-aggregates:show", _ADMIN, "Show one.", "/os-aggregates/{id}"),
             ("limits", _ANYBODY, "Show limits.", "/limits"),
+            ("limits:other_project", _ADMIN, "Show another project's.", "/limits"),
             ("extensions", _ANYBODY, "List extensions.", "/extensions"),
         )
+    ),
+    (
+        "stillframe:images:delete",
+        _MEMBER_OR_ADMIN,
+        "Delete an image through the old proxy (up to 2.35).",
+        [("DELETE", "/images/{id}")],
     ),
     ("stillframe:hosts:index", _ADMIN, "List hosts.", [("GET", "/v1/hosts")]),
     ("os_compute_api:os-services:list", _ADMIN, "List the agents.", [("GET", "/os-services")]),

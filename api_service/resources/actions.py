@@ -11,7 +11,7 @@ import falcon
 from jsonschema import Draft202012Validator
 
 from api_service import powers, schemas
-from api_service.errors import BadRequest
+from api_service.errors import BadRequest, Forbidden
 from api_service.microversions import Version
 from api_service.resources.services import Resource
 from api_service.snapshots import SnapshotWish
@@ -54,10 +54,9 @@ class ServerAction(Resource):
         instance = self.visible_instance(asked.request, asked.server_id, rule)
         image = asked.body["createImage"]
         wish = SnapshotWish.of(image["name"], image.get("metadata", {}))
-        if wish.options.bandwidth_limit is not None:
-            self.services.authorizer.require(
-                self.caller(asked.request), "stillframe:jobs:bandwidth_limit", instance.project_id
-            )
+        self.services.authorizer.require_limit(
+            self.caller(asked.request), wish.options.bandwidth_limit, instance.project_id
+        )
         job = self.services.snapshots.request(self.caller(asked.request), instance, wish)
         self.services.dispatcher.poke(job.id)
         if asked.request.context.version >= _IMAGE_ID_IN_BODY:
@@ -68,9 +67,7 @@ class ServerAction(Resource):
     def reboot(self, asked: Asked) -> None:
         """Switch it off and on again."""
         schemas.validate(schemas.REBOOT, asked.body)
-        is_hard = asked.body["reboot"]["type"].upper() == "HARD"
-        change = powers.HARD_REBOOT if is_hard else powers.SOFT_REBOOT
-        self.change_power(asked, change, "os_compute_api:servers:reboot")
+        self.change_power(asked, powers.REBOOTS[asked.body["reboot"]["type"].upper()])
 
     def lock(self, asked: Asked) -> None:
         """Keep everybody but administrators from changing it."""
@@ -109,9 +106,9 @@ class ServerAction(Resource):
         if held_by is not None:
             self.services.dispatcher.poke(held_by)
 
-    def change_power(self, asked: Asked, change: powers.Change, rule: str) -> None:
+    def change_power(self, asked: Asked, change: powers.Change) -> None:
         """Ask for a change of power, unless the instance is locked for the caller."""
-        instance = self.visible_instance(asked.request, asked.server_id, rule)
+        instance = self.visible_instance(asked.request, asked.server_id, change.rule)
         caller = self.caller(asked.request)
         is_admin = self.services.authorizer.is_admin(caller)
         powers.require_unlocked(instance, is_admin=is_admin)
@@ -122,22 +119,34 @@ class ServerAction(Resource):
 Action = Callable[[ServerAction, Asked], None]
 
 
-def _power(change: powers.Change, schema: Draft202012Validator, rule: str) -> Action:
+def _power(change: powers.Change, schema: Draft202012Validator) -> Action:
     def act(resource: ServerAction, asked: Asked) -> None:
         schemas.validate(schema, asked.body)
-        resource.change_power(asked, change, rule)
+        resource.change_power(asked, change)
 
     return act
 
 
+def _refused(words: str) -> Action:
+    """An action of Nova's that is not offered here: 403, which no client tries again."""
+
+    def refuse(resource: ServerAction, asked: Asked) -> None:
+        resource.visible_instance(asked.request, asked.server_id, "os_compute_api:servers:show")
+        raise Forbidden(words)
+
+    return refuse
+
+
 ACTIONS: dict[str, Action] = {
     "createImage": ServerAction.create_image,
-    "pause": _power(powers.PAUSE, schemas.PAUSE, "os_compute_api:os-pause-server:pause"),
-    "unpause": _power(powers.UNPAUSE, schemas.UNPAUSE, "os_compute_api:os-pause-server:unpause"),
-    "os-start": _power(powers.START, schemas.START, "os_compute_api:servers:start"),
-    "os-stop": _power(powers.STOP, schemas.STOP, "os_compute_api:servers:stop"),
+    "pause": _power(powers.PAUSE, schemas.PAUSE),
+    "unpause": _power(powers.UNPAUSE, schemas.UNPAUSE),
+    "os-start": _power(powers.START, schemas.START),
+    "os-stop": _power(powers.STOP, schemas.STOP),
     "reboot": ServerAction.reboot,
     "lock": ServerAction.lock,
     "unlock": ServerAction.unlock,
     "os-resetState": ServerAction.reset_state,
+    "createBackup": _refused("This cloud takes no backups yet; createImage takes a snapshot."),
+    "rebuild": _refused("This cloud rebuilds no servers yet."),
 }

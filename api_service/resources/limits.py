@@ -7,6 +7,7 @@ import falcon
 
 from api_service.errors import NotFound
 from api_service.microversions import Version
+from api_service.resources import parameters
 from api_service.resources.metadata import MAX_ITEMS
 from api_service.resources.services import Resource
 
@@ -40,8 +41,7 @@ class Limits(Resource):
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Tell them; instances are the hypervisors' to bound, not ours."""
-        self.services.authorizer.require(self.caller(request), "os_compute_api:limits")
-        flavors = self.services.inventory.sizes_of_project(self.caller(request).project_id or "")
+        flavors = self.services.inventory.sizes_of_project(self._project(request))
         absolute = _ALWAYS | {
             "totalCoresUsed": sum(flavor.vcpus for flavor in flavors),
             "totalInstancesUsed": len(flavors),
@@ -51,6 +51,16 @@ class Limits(Resource):
             if request.context.version < until:
                 absolute |= counted
         response.media = {"limits": {"rate": [], "absolute": absolute}}
+
+    def _project(self, request: falcon.Request) -> str:
+        """Return whose limits are asked for; another project's are not everybody's to see."""
+        parameters.require_known(request, {"tenant_id", "reserved"})
+        caller = self.caller(request)
+        self.services.authorizer.require(caller, "os_compute_api:limits")
+        wanted: str = request.get_param("tenant_id") or caller.project_id or ""
+        if wanted != caller.project_id:
+            self.services.authorizer.require(caller, "os_compute_api:limits:other_project")
+        return wanted
 
 
 #: Alias and name of what there is here of Nova's old extensions.

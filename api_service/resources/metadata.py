@@ -11,6 +11,7 @@ from api_service import powers, schemas
 from api_service.errors import BadRequest, Conflict, Forbidden, NotFound
 from api_service.resources.services import Resource
 from api_service.store.records import Instance
+from common.states import VmState
 
 #: As many as Nova allows by default.
 MAX_ITEMS = 128
@@ -120,8 +121,8 @@ def _bounded(metadata: dict[str, str]) -> dict[str, str]:
 
 
 def _require_idle(instance: Instance) -> None:
+    where = f"Cannot 'update metadata' instance {instance.uuid} while it is in"
     if instance.task_state is not None:
-        raise Conflict(
-            f"Cannot 'update metadata' instance {instance.uuid} while it is in task_state "
-            f"{instance.task_state}"
-        )
+        raise Conflict(f"{where} task_state {instance.task_state}")
+    if instance.vm_state is VmState.ERROR:
+        raise Conflict(f"{where} vm_state {instance.vm_state}")

@@ -11,16 +11,15 @@ from typing import Any
 import falcon
 
 from api_service import schemas, views
-from api_service.errors import BadRequest, Conflict, NotFound
-from api_service.resources.services import Resource, is_uuid
+from api_service.errors import BadRequest, Conflict
+from api_service.resources.services import Resource
 from api_service.schemas import v1
 from api_service.store.job_lists import JobQuery
 from api_service.store.records import Job as JobRecord
+from api_service.visibility import EVERYBODYS_JOBS
 from common.states import IMAGE_KINDS, JobKind, JobState
 
 LOG = logging.getLogger(__name__)
-
-_EVERYBODYS = "stillframe:jobs:index:get_all_projects"
 
 
 class JobResource(Resource):
@@ -28,13 +27,7 @@ class JobResource(Resource):
 
     def sees_all(self, request: falcon.Request) -> bool:
         """Tell whether the caller may see every project's jobs, and where they run."""
-        return self.services.authorizer.allows(self.caller(request), _EVERYBODYS)
-
-    def is_visible(self, request: falcon.Request, job: JobRecord) -> bool:
-        """Tell whether a job is the caller's project's, or the caller sees all."""
-        project_id = self.caller(request).project_id
-        is_own = project_id is not None and job.project_id == project_id
-        return is_own or self.sees_all(request)
+        return self.services.visibility.sees_all_jobs(self.caller(request))
 
     def show(self, request: falcon.Request, job: JobRecord) -> dict[str, Any]:
         """Return a job as this caller sees it."""
@@ -42,13 +35,7 @@ class JobResource(Resource):
 
     def job(self, request: falcon.Request, job_id: str, rule: str) -> JobRecord:
         """Return a job that the caller may see; raise NotFound, or Forbidden if `rule` says no."""
-        caller = self.caller(request)
-        job = self.services.ledger.find(job_id) if is_uuid(job_id) else None
-        if job is None or not self.is_visible(request, job):
-            raise NotFound(f"Job {job_id[:64]} could not be found.")
-        caller.resource_uuid = job.instance_uuid
-        self.services.authorizer.require(caller, rule, job.project_id)
-        return job
+        return self.services.visibility.job(self.caller(request), job_id, rule)
 
 
 class Jobs(JobResource):
@@ -85,7 +72,7 @@ class Jobs(JobResource):
         wanted: str | None = asked.get("project_id")
         # Whoever has no project has no jobs either.
         if "host" in asked or caller.project_id is None or wanted not in (None, caller.project_id):
-            self.services.authorizer.require(caller, _EVERYBODYS)
+            self.services.authorizer.require(caller, EVERYBODYS_JOBS)
         return wanted if self.sees_all(request) else caller.project_id
 
     def _marker(self, request: falcon.Request, asked: dict[str, Any]) -> str | None:
@@ -93,7 +80,7 @@ class Jobs(JobResource):
         if marker is None:
             return None
         job = self.services.ledger.find(marker)
-        if job is None or not self.is_visible(request, job):
+        if job is None or not self.services.visibility.sees(self.caller(request), job):
             raise BadRequest(f"marker [{marker}] not found")
         return marker
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,6 @@ import falcon
 
 from api_service.agents import Agents
 from api_service.dispatcher import Dispatcher
-from api_service.errors import NotFound
 from api_service.policies import Authorizer
 from api_service.powers import Powers
 from api_service.quotas import Rates, Streams
@@ -22,6 +20,7 @@ from api_service.store.ledger import Ledger
 from api_service.store.overrides import Overrides
 from api_service.store.records import Instance
 from api_service.views import Viewer
+from api_service.visibility import Visibility
 from common.context import RequestContext
 
 
@@ -37,21 +36,13 @@ class Services:
     powers: Powers
     overrides: Overrides
     dispatcher: Dispatcher
+    visibility: Visibility
     #: Name and check of each backend; a check raises StillframeError when it is down.
     health_checks: dict[str, Callable[[], Any]]
     link_prefix: str | None
     max_limit: int
     rates: Rates = dataclasses.field(default_factory=Rates)
     streams: Streams = dataclasses.field(default_factory=Streams)
-
-
-def is_uuid(text: str) -> bool:
-    """Tell whether a part of a URL can be an id."""
-    try:
-        uuid.UUID(text)
-    except ValueError:
-        return False
-    return True
 
 
 class Resource:
@@ -82,19 +73,14 @@ class Resource:
         """Return the URL that clients reach us under."""
         return (self.services.link_prefix or request.prefix).rstrip("/")
 
-    def visible_instance(self, request: falcon.Request, instance_id: str, rule: str) -> Instance:
+    def visible_instance(
+        self, request: falcon.Request, instance_id: str, rule: str, *, even_deleted: bool = False
+    ) -> Instance:
         """Return an instance that the caller may see, with its id on every log line from here.
 
         Raises NotFound also for another project's instance: that it exists is
         not the caller's business. Raises Forbidden if `rule` says no.
         """
-        caller = self.caller(request)
-        # Names come where ids belong, with bytes that not every database takes.
-        known = is_uuid(instance_id)
-        instance = self.services.inventory.instance(instance_id) if known else None
-        is_admin = self.services.authorizer.is_admin(caller)
-        if instance is None or not (is_admin or instance.project_id == caller.project_id):
-            raise NotFound(f"Instance {instance_id} could not be found.")
-        caller.resource_uuid = instance.uuid
-        self.services.authorizer.require(caller, rule, instance.project_id)
-        return instance
+        return self.services.visibility.instance(
+            self.caller(request), instance_id, rule, even_deleted=even_deleted
+        )

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import falcon
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, FormatChecker
 
 from api_service.errors import BadRequest, RequestTooLarge
 from common.messages import LIMIT_MAX
@@ -128,19 +128,33 @@ META = Draft202012Validator(
     }
 )
 
-#: What `PUT /servers/{id}` may change, and from which version on. Addresses and the way a disk
-#: is divided are taken, as Nova takes them, and mean nothing here.
+
+def _hostname(length: int, more: str) -> dict[str, Any]:
+    return {
+        "type": "string",
+        "minLength": 2,
+        "maxLength": length,
+        "pattern": rf"^[a-zA-Z0-9][a-zA-Z0-9{more}-]*[a-zA-Z0-9]\Z",
+    }
+
+
+#: What `PUT /servers/{id}` may change, and from which version on. What is said of the guest
+#: itself (addresses, host name, how its disk is divided) is kept and shown; here it means nothing.
 _SERVER_FIELDS: tuple[tuple[tuple[int, int], str, dict[str, Any]], ...] = (
     ((2, 1), "name", _NAME),
     ((2, 1), "OS-DCF:diskConfig", {"enum": ["AUTO", "MANUAL"]}),
-    ((2, 1), "accessIPv4", {"type": ["string", "null"], "maxLength": 15}),
-    ((2, 1), "accessIPv6", {"type": ["string", "null"], "maxLength": 45}),
+    ((2, 1), "accessIPv4", {"type": ["string", "null"], "format": "ipv4"}),
+    ((2, 1), "accessIPv6", {"type": ["string", "null"], "format": "ipv6", "maxLength": 45}),
     (
         (2, 19),
         "description",
         {"type": ["string", "null"], "maxLength": 255, "pattern": r"^[^\x00-\x08\x0b-\x1f\x7f]*\Z"},
     ),
+    ((2, 90), "hostname", _hostname(63, "")),
+    # A later line of a name counts: now it may have dots.
+    ((2, 94), "hostname", _hostname(255, ".")),
 )
+_FORMATS = FormatChecker(("ipv4", "ipv6"))
 
 
 @functools.cache
@@ -159,7 +173,8 @@ def update_server(version: tuple[int, int]) -> Draft202012Validator:
             "properties": {"server": server},
             "required": ["server"],
             "additionalProperties": False,
-        }
+        },
+        format_checker=_FORMATS,
     )
 
 

@@ -8,20 +8,21 @@ an instance is never touched here.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from oslo_db import exception as db_errors
-from sqlalchemy import ColumnElement, and_, bindparam, func, or_, select, update
+from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from api_service.errors import BadRequest, HostNameTaken
-from api_service.store import records
+from api_service.store import action_lists, instance_lists, records
+from api_service.store.action_lists import ActionQuery
 from api_service.store.engine import Database, retried
+from api_service.store.instance_lists import InstanceQuery
 from api_service.store.models import AgentRow, InstanceRow
-from api_service.store.records import Agent, Instance
+from api_service.store.records import Agent, Guest, Instance, Job
 from common import clock
 from common.messages import Flavor, HostReport, InstanceRecord
 from common.states import VM_STATE_OF_POWER_STATE, PowerState
@@ -33,25 +34,6 @@ _ONE = select(*InstanceRow.__table__.columns).where(
 )
 #: How long a list of instances may occupy the database.
 QUERY_MAX_S = 20
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceQuery:
-    """What a list of instances is narrowed down by; None (or empty) narrows nothing."""
-
-    project_id: str | None = None
-    #: Fields of an instance, and the value that each must have.
-    exactly: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    #: A regular expression that `engine.compiled` takes, in the database's own dialect.
-    name_pattern: str | None = None
-    #: One of these vm states or one of these task states.
-    vm_states: tuple[str, ...] = ()
-    task_states: tuple[str, ...] = ()
-    uuids: tuple[str, ...] = ()
-    locked: bool | None = None
-    #: The last instance of the page before.
-    marker: str | None = None
-    limit: int = 1000
 
 
 class Inventory:
@@ -96,8 +78,14 @@ class Inventory:
             row = connection.execute(_ONE, {"uuid": instance_uuid}).one_or_none()
             return records.instance(row) if row else None
 
+    def past_instance(self, instance_uuid: str) -> Instance | None:
+        """Return an instance that exists, or did."""
+        with self._database.read() as session:
+            row = session.get(InstanceRow, instance_uuid)
+            return records.instance(row) if row else None
+
     def instances(self, query: InstanceQuery) -> list[Instance]:
-        """Return instances that exist, newest first, one page of them.
+        """Return one page of instances.
 
         Raises BadRequest if the database has another opinion of the pattern, or
         cannot match it in time (MariaDB's matcher goes back and tries again).
@@ -107,28 +95,36 @@ class Inventory:
         except db_errors.DBConnectionError:
             raise
         except db_errors.DBError as error:
-            if query.name_pattern is None:
+            if not query.patterns:
                 raise
-            raise BadRequest("The database cannot match names by that expression.") from error
+            raise BadRequest("The database cannot match by that expression.") from error
 
     def _instances(self, query: InstanceQuery) -> list[Instance]:
         with self._database.read_for(QUERY_MAX_S) as session:
-            statement = select(InstanceRow).where(*_conditions(query))
-            marker = session.get(InstanceRow, query.marker) if query.marker else None
-            if marker is not None:
-                statement = statement.where(_after(marker))
-            ordered = statement.order_by(InstanceRow.created_at.desc(), InstanceRow.uuid.desc())
-            rows = session.scalars(ordered.limit(query.limit))
-            return [records.instance(row) for row in rows]
+            return [records.instance(row) for row in instance_lists.page(session, query)]
 
-    def sizes_by_host(self) -> dict[str, list[Flavor]]:
-        """Return the size of each instance, by host."""
-        found: dict[str, list[Flavor]] = {}
-        query = select(InstanceRow.host, InstanceRow.flavor)
+    def actions(self, query: ActionQuery) -> list[Job]:
+        """Return one page of what was done to an instance, newest first."""
         with self._database.read() as session:
-            for host, flavor in session.execute(query.where(InstanceRow.deleted_at.is_(None))):
-                found.setdefault(host, []).append(Flavor.from_wire(flavor))
-        return found
+            return [records.job(row) for row in action_lists.page(session, query)]
+
+    def action(self, instance_uuid: str, request_id: str) -> Job | None:
+        """Return what a request did to an instance."""
+        with self._database.read() as session:
+            row = action_lists.of_request(session, instance_uuid, request_id)
+            return records.job(row) if row else None
+
+    def guests_by_host(self) -> dict[str, list[Guest]]:
+        """Return what each host has, by name."""
+        columns = (InstanceRow.host, InstanceRow.uuid, InstanceRow.name, InstanceRow.flavor)
+        query = select(*columns).where(InstanceRow.deleted_at.is_(None))
+        guests: dict[str, list[Guest]] = {}
+        with self._database.read() as session:
+            ordered = query.order_by(InstanceRow.name, InstanceRow.uuid)
+            for host, uuid, name, flavor in session.execute(ordered):
+                guest = Guest(uuid=uuid, name=name, flavor=Flavor.from_wire(flavor))
+                guests.setdefault(host, []).append(guest)
+        return guests
 
     def sizes_of_project(self, project_id: str) -> list[Flavor]:
         """Return the size of each instance of a project."""
@@ -152,37 +148,6 @@ class Inventory:
         with self._database.read() as session:
             found = session.scalars(query.order_by(named).limit(limit))
             return [Flavor.from_wire(flavor) for flavor in found]
-
-
-def _conditions(query: InstanceQuery) -> list[ColumnElement[bool]]:
-    wanted: list[tuple[bool, ColumnElement[bool]]] = [
-        (True, InstanceRow.deleted_at.is_(None)),
-        (query.project_id is not None, InstanceRow.project_id == query.project_id),
-        (
-            query.name_pattern is not None,
-            InstanceRow.name.regexp_match(query.name_pattern or ""),
-        ),
-        (
-            bool(query.vm_states or query.task_states),
-            or_(
-                InstanceRow.vm_state.in_(query.vm_states),
-                InstanceRow.task_state.in_(query.task_states),
-            ),
-        ),
-        (bool(query.uuids), InstanceRow.uuid.in_(query.uuids)),
-        (query.locked is True, InstanceRow.locked_by.is_not(None)),
-        (query.locked is False, InstanceRow.locked_by.is_(None)),
-    ]
-    exactly = [getattr(InstanceRow, name) == value for name, value in query.exactly.items()]
-    return [condition for applies, condition in wanted if applies] + exactly
-
-
-def _after(marker: InstanceRow) -> ColumnElement[bool]:
-    # In this form an index leads to the page, however far down it is.
-    return and_(
-        InstanceRow.created_at <= marker.created_at,
-        or_(InstanceRow.created_at < marker.created_at, InstanceRow.uuid < marker.uuid),
-    )
 
 
 def _time_of(report: HostReport) -> dt.datetime:

@@ -122,6 +122,11 @@ class InstanceRow(Base):
     #: Its user named it: what its host says of the name does not count any more.
     renamed: Mapped[bool] = mapped_column(server_default=false())
     description: Mapped[str | None] = mapped_column(Words(255))
+    #: What its user says of the guest, and we only repeat; None: nothing.
+    hostname: Mapped[str | None] = mapped_column(Words(255))
+    access_ip_v4: Mapped[str | None] = mapped_column(Words(15))
+    access_ip_v6: Mapped[str | None] = mapped_column(Words(45))
+    disk_config: Mapped[str | None] = mapped_column(String(16))
     #: What its user wrote on it; None: nothing yet.
     user_metadata: Mapped[dict[str, Any] | None]
     #: A LockedBy: who locked it, and so who may unlock it; None: it is not locked.

@@ -22,7 +22,7 @@ class Overrides:
         self._database = database
 
     def describe(self, instance_uuid: str, changes: Mapping[str, str | None]) -> None:
-        """Set `name` or `description`; a name given once is not its host's to change any more."""
+        """Set fields of an instance; a name given once is not its host's to change any more."""
         values: dict[str, Any] = dict(changes)
         if "name" in changes:
             values["renamed"] = True

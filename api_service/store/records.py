@@ -61,6 +61,10 @@ class Instance:
     vm_state: VmState
     task_state: str | None
     description: str | None
+    hostname: str | None
+    access_ip_v4: str | None
+    access_ip_v6: str | None
+    disk_config: str | None
     #: What its user wrote on it.
     metadata: dict[str, str]
     locked_by: str | None
@@ -70,6 +74,17 @@ class Instance:
     progress: int
     created_at: dt.datetime
     updated_at: dt.datetime
+    #: None: it exists.
+    deleted_at: dt.datetime | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """An instance as one of those that occupy its host."""
+
+    uuid: str
+    name: str
+    flavor: Flavor
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

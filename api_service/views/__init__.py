@@ -10,7 +10,16 @@ from api_service.views.actions import (
     request_id_of,
 )
 from api_service.views.flavors import flavor, flavor_summary
-from api_service.views.hosts import host, hypervisor, hypervisor_summary, service
+from api_service.views.hosts import (
+    host,
+    hypervisor,
+    hypervisor_id,
+    hypervisor_statistics,
+    hypervisor_summary,
+    servers_of,
+    service,
+)
+from api_service.views.images import image, image_status, image_summary, image_time
 from api_service.views.jobs import event_id, job, percent
 from api_service.views.servers import (
     STATUSES,
@@ -30,7 +39,13 @@ __all__ = [
     "flavor_summary",
     "host",
     "hypervisor",
+    "hypervisor_id",
+    "hypervisor_statistics",
     "hypervisor_summary",
+    "image",
+    "image_status",
+    "image_summary",
+    "image_time",
     "instance_action",
     "instance_action_with_events",
     "job",
@@ -39,6 +54,7 @@ __all__ = [
     "request_id_of",
     "server",
     "server_summary",
+    "servers_of",
     "service",
     "states_of",
     "updated_server",

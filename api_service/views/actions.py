@@ -8,6 +8,7 @@ import hashlib
 from typing import Any
 
 from api_service.microversions import Version
+from api_service.store.action_lists import REQUEST_PREFIX
 from api_service.store.records import Job
 from api_service.views.viewer import Viewer
 from common import clock
@@ -38,7 +39,10 @@ def instance_action(job: Job, viewer: Viewer) -> dict[str, Any]:
 
 
 def instance_action_with_events(job: Job, viewer: Viewer) -> dict[str, Any]:
-    """Return an action with its events: the job as Nova's one event, and each of its steps."""
+    """Return an action with its events: the job as Nova's one event, and each of its steps.
+
+    Before 2.51 Nova keeps them from users; the stock client then breaks, so here all see them.
+    """
     whole = _event(
         f"compute_{job.kind}_instance", job.accepted_at or job.created_at, job.finished_at, job
     )
@@ -49,8 +53,8 @@ def instance_action_with_events(job: Job, viewer: Viewer) -> dict[str, Any]:
 
 
 def request_id_of(job: Job) -> str:
-    """Return the id of the request that asked for a job."""
-    return str(job.context.get("request_id") or "")
+    """Return the id of the request that asked for a job; one is made up for a cast without."""
+    return str(job.context.get("request_id") or f"{REQUEST_PREFIX}{job.id}")
 
 
 def _step(step: StepTime, job: Job) -> dict[str, Any]:

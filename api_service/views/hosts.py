@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from api_service.microversions import Version
-from api_service.store.records import Agent
+from api_service.store.records import Agent, Guest
 from api_service.views.viewer import Viewer, time_of
-from common.messages import Flavor
 
 #: From here on ids are UUIDs, before numbers.
 _UUIDS = Version(2, 53)
@@ -18,6 +17,12 @@ _UUIDS = Version(2, 53)
 _NO_RESOURCES = Version(2, 88)
 #: Clients insist on an address.
 _UNKNOWN_IP = "0.0.0.0"  # noqa: S104 # nobody binds to it
+#: From here on it is said of a hypervisor that nothing runs there.
+_EMPTY_SERVERS = Version(2, 75)
+_SUMMED = (
+    *("current_workload", "free_disk_gb", "free_ram_mb", "local_gb", "local_gb_used"),
+    *("memory_mb", "memory_mb_used", "running_vms", "vcpus", "vcpus_used"),
+)
 
 
 def service(agent: Agent, viewer: Viewer, *, up: bool) -> dict[str, Any]:
@@ -35,24 +40,31 @@ def service(agent: Agent, viewer: Viewer, *, up: bool) -> dict[str, Any]:
     return body | ({"forced_down": False} if viewer.version >= Version(2, 11) else {})
 
 
+def hypervisor_id(agent: Agent, viewer: Viewer) -> str | int:
+    """Return the id of a hypervisor."""
+    return service_id(agent.host) if viewer.version >= _UUIDS else _number(agent.host)
+
+
 def hypervisor_summary(agent: Agent, viewer: Viewer, *, up: bool) -> dict[str, Any]:
     """Return an entry of `GET /os-hypervisors`."""
     return {
-        "id": service_id(agent.host) if viewer.version >= _UUIDS else _number(agent.host),
+        "id": hypervisor_id(agent, viewer),
         "hypervisor_hostname": agent.hypervisor.hostname if agent.hypervisor else agent.host,
         "state": "up" if up else "down",
         "status": "enabled",
     }
 
 
-def hypervisor(
-    agent: Agent, viewer: Viewer, *, up: bool, instances: Sequence[Flavor]
-) -> dict[str, Any]:
-    """Return a hypervisor's body, `instances` being the sizes of those that it has.
+def servers_of(guests: Sequence[Guest], viewer: Viewer) -> dict[str, Any]:
+    """Return what runs on a hypervisor; where nothing does, not all versions say so."""
+    servers = [{"uuid": guest.uuid, "name": guest.name} for guest in guests]
+    return {"servers": servers} if servers or viewer.version >= _EMPTY_SERVERS else {}
 
-    Agents do not report disks: those figures are 0, as Nova has them of a host that
-    it knows nothing of.
-    """
+
+def hypervisor(
+    agent: Agent, viewer: Viewer, *, up: bool, guests: Sequence[Guest]
+) -> dict[str, Any]:
+    """Return a hypervisor's body; what we do not know of a host is 0, as Nova has it then."""
     known = agent.hypervisor
     body = hypervisor_summary(agent, viewer, up=up) | {
         "host_ip": (known.host_ip if known else None) or _UNKNOWN_IP,
@@ -65,21 +77,27 @@ def hypervisor(
         return body | {"uptime": None}
     cpu_info: dict[str, Any] | str = {} if viewer.version >= Version(2, 28) else ""
     memory_mib = known.memory_mib if known else 0
-    memory_used_mib = sum(flavor.memory_mib for flavor in instances)
+    used_mib = sum(guest.flavor.memory_mib for guest in guests)
     return body | {
         "cpu_info": cpu_info,
         "current_workload": 0,
         "disk_available_least": None,
         "free_disk_gb": 0,
-        "free_ram_mb": memory_mib - memory_used_mib,
+        "free_ram_mb": memory_mib - used_mib,
         "local_gb": 0,
         "local_gb_used": 0,
         "memory_mb": memory_mib,
-        "memory_mb_used": memory_used_mib,
-        "running_vms": len(instances),
+        "memory_mb_used": used_mib,
+        "running_vms": len(guests),
         "vcpus": known.vcpus if known else 0,
-        "vcpus_used": sum(flavor.vcpus for flavor in instances),
+        "vcpus_used": sum(guest.flavor.vcpus for guest in guests),
     }
+
+
+def hypervisor_statistics(hypervisors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the bodies of hypervisors as one."""
+    summed = {name: sum(one[name] for one in hypervisors) for name in _SUMMED}
+    return summed | {"count": len(hypervisors), "disk_available_least": None}
 
 
 def host(agent: Agent, *, up: bool, instances: int) -> dict[str, Any]:

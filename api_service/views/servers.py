@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -35,6 +37,11 @@ STATUSES = frozenset(
 )
 
 _WHOLE_ANSWER = Version(2, 75)
+_IMAGE_PROPERTIES = Version(2, 98)
+#: What Nova's own schema lets stand there.
+_PROPERTY = re.compile(r"[a-zA-Z0-9_:. ]{1,255}")
+_PROPERTY_MAX = 255
+_HOSTNAME_MAX = 63
 #: Keys that came with Nova's extensions.
 _EXTENSIONS = (
     *("OS-EXT-", "OS-SRV-USG:", "os-extended-volumes:"),
@@ -44,6 +51,8 @@ _EXTENSIONS = (
 
 def status_of(instance: Instance) -> str:
     """Return Nova's one word for where an instance stands."""
+    if instance.deleted_at is not None:
+        return "DELETED"
     return "REBUILD" if instance.task_state in _REBUILDING else _STATUS[instance.vm_state]
 
 
@@ -69,7 +78,7 @@ def server(instance: Instance, viewer: Viewer, *, show: bool) -> dict[str, Any]:
     if instance.task_state is not None:
         # Nova shows a progress that never moves; ours is there while there is one.
         body["progress"] = instance.progress
-    if instance.vm_state is VmState.ERROR:
+    if instance.vm_state is VmState.ERROR and instance.deleted_at is None:
         body["fault"] = {
             "code": 500,
             "created": time_of(instance.updated_at),
@@ -94,6 +103,7 @@ def updated_server(instance: Instance, viewer: Viewer) -> dict[str, Any]:
 
 def _always(instance: Instance, viewer: Viewer) -> dict[str, Any]:
     """What every version shows to everybody."""
+    is_there = instance.deleted_at is None
     return {
         "status": status_of(instance),
         "tenant_id": instance.project_id,
@@ -104,19 +114,23 @@ def _always(instance: Instance, viewer: Viewer) -> dict[str, Any]:
         "created": time_of(instance.created_at),
         "updated": time_of(instance.updated_at),
         "addresses": {},
-        "accessIPv4": "",
-        "accessIPv6": "",
+        "accessIPv4": instance.access_ip_v4 or "",
+        "accessIPv6": instance.access_ip_v6 or "",
         "key_name": None,
         "config_drive": "",
-        "OS-DCF:diskConfig": "MANUAL",
+        "OS-DCF:diskConfig": instance.disk_config or "MANUAL",
         "OS-EXT-AZ:availability_zone": "nova",
         "OS-EXT-STS:task_state": instance.task_state,
-        "OS-EXT-STS:vm_state": str(instance.vm_state),
-        "OS-EXT-STS:power_state": int(instance.power_state),
-        "OS-SRV-USG:launched_at": instance.created_at.replace(tzinfo=None).isoformat(),
-        "OS-SRV-USG:terminated_at": None,
+        "OS-EXT-STS:vm_state": str(instance.vm_state) if is_there else "deleted",
+        "OS-EXT-STS:power_state": int(instance.power_state) if is_there else 0,
+        "OS-SRV-USG:launched_at": _exact_time(instance.created_at),
+        "OS-SRV-USG:terminated_at": _exact_time(instance.deleted_at),
         "os-extended-volumes:volumes_attached": [],
     }
+
+
+def _exact_time(value: dt.datetime | None) -> str | None:
+    return value.replace(tzinfo=None).isoformat(timespec="microseconds") if value else None
 
 
 Make = Callable[[Instance, Viewer], dict[str, Any]]
@@ -150,9 +164,14 @@ def _where_it_runs(instance: Instance, _viewer: Viewer) -> dict[str, Any]:
     }
 
 
-def _extended_attributes(instance: Instance, _viewer: Viewer) -> dict[str, Any]:
-    return {
-        "OS-EXT-SRV-ATTR:hostname": instance.name,
+def _hostname(instance: Instance, _viewer: Viewer) -> dict[str, Any]:
+    """What its user said, or what Nova makes of a name."""
+    made = re.sub(r"[^\w.-]", "", instance.name.replace(" ", "-").replace("_", "-")).lower()
+    return {"OS-EXT-SRV-ATTR:hostname": instance.hostname or made.strip(".-")[:_HOSTNAME_MAX]}
+
+
+def _extended_attributes(instance: Instance, viewer: Viewer) -> dict[str, Any]:
+    return _hostname(instance, viewer) | {
         "OS-EXT-SRV-ATTR:reservation_id": "",
         "OS-EXT-SRV-ATTR:launch_index": 0,
         "OS-EXT-SRV-ATTR:kernel_id": "",
@@ -207,14 +226,9 @@ _KEYS: tuple[tuple[Version, Version, Callable[[Viewer], bool], bool, Make], ...]
     (Version(2, 63), MAXIMUM, _everybody, False, _constant(trusted_image_certificates=None)),
     (Version(2, 71), MAXIMUM, _everybody, True, _constant(server_groups=[])),
     (Version(2, 73), MAXIMUM, _everybody, False, _locked_reason),
-    (
-        Version(2, 90),
-        MAXIMUM,
-        _everybody,
-        False,
-        lambda instance, _viewer: {"OS-EXT-SRV-ATTR:hostname": instance.name},
-    ),
+    (Version(2, 90), MAXIMUM, _everybody, False, _hostname),
     (Version(2, 96), MAXIMUM, _everybody, False, _constant(pinned_availability_zone=None)),
+    (Version(2, 100), MAXIMUM, _everybody, False, _constant(scheduler_hints={})),
 )
 
 
@@ -222,4 +236,10 @@ def _image(instance: Instance, viewer: Viewer) -> dict[str, Any] | str:
     if instance.image_ref is None:
         return ""
     bookmark = links(viewer, "images", instance.image_ref)[1]
-    return {"id": instance.image_ref, "links": [bookmark]}
+    image: dict[str, Any] = {"id": instance.image_ref, "links": [bookmark]}
+    if viewer.version >= _IMAGE_PROPERTIES:
+        known = instance.image_properties.items()
+        image["properties"] = {
+            name: value[:_PROPERTY_MAX] for name, value in known if _PROPERTY.fullmatch(name)
+        }
+    return image

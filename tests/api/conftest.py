@@ -37,6 +37,7 @@ from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
 from api_service.store.models import Base
 from api_service.store.overrides import Overrides
+from api_service.visibility import Visibility
 from common import context
 from common.errors import StillframeError
 from common.messages import InstanceRecord
@@ -52,9 +53,11 @@ ON_EVERY_DATABASE = frozenset(
         "test_giving_up",
         "test_host_reports",
         "test_job_lists",
+        "test_instance_actions",
         "test_keeping_promises",
         "test_quotas",
         "test_reports",
+        "test_server_lists",
     )
 )
 SQLITE = "sqlite"
@@ -191,8 +194,12 @@ class Cloud:
             accept_timeout_s=ACCEPT_TIMEOUT_S,
             quotas=self.quotas,
         )
+        authorizer = Authorizer(conf)
         return Services(
-            authorizer=Authorizer(conf),
+            authorizer=authorizer,
+            visibility=Visibility(
+                authorizer=authorizer, inventory=self.inventory, ledger=self.ledger
+            ),
             inventory=self.inventory,
             ledger=self.ledger,
             agents=self.agents,

@@ -22,6 +22,8 @@ _ATTRIBUTES = {
     "min_ram",
     "protected",
     "tags",
+    "created_at",
+    "updated_at",
 }
 _MAX_PROPERTIES = 128
 
@@ -91,6 +93,16 @@ class MemoryImages:
             found = [key for key, one in self.records.items() if one.get(property_name) == value]
             return [self._image(image_id) for image_id in found]
 
+    def found(self, filters: Mapping[str, str]) -> list[Image]:
+        """Return the records with these attributes."""
+        self._fail()
+        with self._lock:
+            return [
+                self._image(image_id)
+                for image_id, one in self.records.items()
+                if all(one.get(name) == value for name, value in filters.items())
+            ]
+
     def activate(self, image_id: str) -> None:
         """Do what an agent's upload does."""
         self.records[image_id]["status"] = "active"
@@ -121,4 +133,7 @@ class MemoryImages:
             min_disk_gib=record.get("min_disk", 0),
             min_ram_mib=record.get("min_ram", 0),
             properties=properties,
+            visibility=record.get("visibility", "private"),
+            created_at=record.get("created_at", ""),
+            updated_at=record.get("updated_at", ""),
         )

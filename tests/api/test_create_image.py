@@ -19,7 +19,12 @@ from tests.api import agents as agent_says
 from tests.api.conftest import Cloud
 from tests.api.memory_images import MemoryImages
 
-FAULT_OF_STATUS = {400: "badRequest", 404: "itemNotFound", 409: "conflictingRequest"}
+FAULT_OF_STATUS = {
+    400: "badRequest",
+    403: "forbidden",
+    404: "itemNotFound",
+    409: "conflictingRequest",
+}
 
 
 def assert_nothing_left(cloud: Cloud, instance: InstanceRecord) -> None:

@@ -20,7 +20,8 @@ import sqlalchemy as sa
 from oslo_db import exception as db_errors
 
 from api_service.store.engine import Database
-from api_service.store.inventory import InstanceQuery, Inventory
+from api_service.store.instance_lists import InstanceQuery
+from api_service.store.inventory import Inventory
 from api_service.store.lease import Lease
 from api_service.store.ledger import Ledger
 from api_service.store.models import JobRow
@@ -264,7 +265,7 @@ def test_every_character_is_kept_and_told_from_every_other(cloud: Cloud) -> None
     for name in names:
         (found,) = cloud.inventory.instances(InstanceQuery(exactly={"name": name}))
         assert (found.name, found.image_properties) == (name, properties)
-    (found,) = cloud.inventory.instances(InstanceQuery(name_pattern="^W.b"))
+    (found,) = cloud.inventory.instances(InstanceQuery(patterns={"name": "^W.b"}))
     assert found.name == "Web"
     assert cloud.inventory.instances(InstanceQuery(project_id=agent_says.PROJECT.upper())) == []
 

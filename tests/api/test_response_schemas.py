@@ -83,9 +83,19 @@ def test_servers_have_novas_shape_in_every_version(
         assert len(detail.json["servers"]) == 3
 
 
+def test_what_is_gone_has_novas_shape_in_every_version(cloud: Cloud, busy: InstanceRecord) -> None:
+    cloud.announce()
+    for version in VERSIONS:
+        url = "/v2.1/servers/detail?changes-since=2000-01-01T00:00:00Z&sort_key=vm_state"
+        gone = cloud.get(url, "demo:p-demo", version)
+        judge(gone, "servers", "list_servers_detail", version)
+        assert {server["status"] for server in gone.json["servers"]} == {"DELETED"}
+
+
 def test_flavors_have_novas_shape_in_every_version(cloud: Cloud, busy: InstanceRecord) -> None:
     for version in VERSIONS:
-        judge(cloud.get("/v2.1/flavors", version=version), "flavors", "list_flavors", version)
+        listed = cloud.get("/v2.1/flavors?limit=1", version=version)
+        judge(listed, "flavors", "list_flavors", version)
         detail = cloud.get("/v2.1/flavors/detail", version=version)
         judge(detail, "flavors", "list_flavors_details", version)
         flavor_id = detail.json["flavors"][0]["id"]
@@ -93,6 +103,15 @@ def test_flavors_have_novas_shape_in_every_version(cloud: Cloud, busy: InstanceR
         judge(show, "flavors", "create_update_get_flavor_details", version)
         specs = cloud.get(f"/v2.1/flavors/{flavor_id}/os-extra_specs", version=version)
         judge(specs, "flavors_extra_specs", "set_get_flavor_extra_specs", version)
+
+
+def test_a_hypervisor_has_novas_shape_in_every_version(cloud: Cloud, busy: InstanceRecord) -> None:
+    for version in VERSIONS[:87]:
+        (listed,) = cloud.get("/v2.1/os-hypervisors", "admin:ops", version).json["hypervisors"]
+        url = f"/v2.1/os-hypervisors/{listed['id']}"
+        judge(cloud.get(url, "admin:ops", version), "hypervisors", "get_hypervisor", version)
+        uptime = cloud.get(f"{url}/uptime", "admin:ops", version)
+        judge(uptime, "hypervisors", "get_hypervisor_uptime", version)
 
 
 def test_services_have_novas_shape_in_every_version(cloud: Cloud, busy: InstanceRecord) -> None:
@@ -109,8 +128,18 @@ def test_the_versions_documents_have_novas_shape(cloud: Cloud) -> None:
 
 #: URL, tempest's noun and name, who asks, and the version from which tempest has no word on it.
 READS = [
-    ("/os-hypervisors", "hypervisors", "list_search_hypervisors", "admin:ops", 88),
-    ("/os-hypervisors/detail", "hypervisors", "list_hypervisors_detail", "admin:ops", 88),
+    *(
+        (f"/os-hypervisors{path}", "hypervisors", name, "admin:ops", 88)
+        for path, name in (
+            ("", "list_search_hypervisors"),
+            ("?limit=1&with_servers=1", "list_search_hypervisors"),
+            ("/detail", "list_hypervisors_detail"),
+            ("/detail?limit=1&with_servers=1", "list_hypervisors_detail"),
+            ("/statistics", "get_hypervisor_statistics"),
+        )
+    ),
+    ("/os-hypervisors/compute/search", "hypervisors", "list_search_hypervisors", "admin:ops", 53),
+    ("/os-hypervisors/compute/servers", "hypervisors", "get_hypervisors_servers", "admin:ops", 53),
     ("/os-availability-zone", "availability_zone", "list_availability_zone_list", None, 999),
     (
         "/os-availability-zone/detail",
@@ -158,3 +187,60 @@ def test_an_update_answers_with_novas_shape_in_every_version(
             headers=headers("demo:p-demo", version),
         )
         judge(reply, "servers", "update_server", version)
+
+
+def test_images_have_novas_shape_until_they_went(cloud: Cloud, busy: InstanceRecord) -> None:
+    (image_id,) = cloud.images.records
+    for version in VERSIONS:
+        replies = {
+            "list_images": cloud.get("/v2.1/images?limit=1", version=version),
+            "list_images_details": cloud.get("/v2.1/images/detail", version=version),
+            "get_image": cloud.get(f"/v2.1/images/{image_id}", version=version),
+        }
+        for name, reply in replies.items():
+            if int(version.partition(".")[2]) <= 35:
+                judge(reply, "images", name, version)
+            else:
+                assert reply.status_code == 404
+                assert "itemNotFound" in reply.json
+
+
+def test_writes_of_metadata_have_novas_shape_in_every_version(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    url, many, one = (
+        f"/v2.1/servers/{instance.uuid}/metadata",
+        {"metadata": {"a": "1", "b": "2"}},
+        {"meta": {"a": "3"}},
+    )
+    for version in VERSIONS:
+        for method, path, body, name in (
+            ("PUT", "", many, "set_server_metadata"),
+            ("POST", "", many, "update_server_metadata"),
+            ("PUT", "/a", one, "set_show_server_metadata_item"),
+        ):
+            reply = cloud.http.simulate_request(
+                method, url + path, json=body, headers=headers("demo:p-demo", version)
+            )
+            judge(reply, "servers", name, version)
+        deleted = cloud.http.simulate_delete(f"{url}/a", headers=headers("demo:p-demo", version))
+        expected = schema("servers", "delete_server_metadata_item", version)
+        assert (deleted.status_code in expected["status_code"], deleted.content) == (True, b"")
+
+
+def test_actions_answer_as_novas_in_every_version(cloud: Cloud, instance: InstanceRecord) -> None:
+    for version in VERSIONS:
+        for body in ({"lock": None}, {"unlock": None}):
+            reply = cloud.act(instance.uuid, body, version=version)
+            expected = schema("servers", "server_actions_common_schema", version)
+            assert reply.status_code in expected["status_code"]
+        made = cloud.act(instance.uuid, {"createImage": {"name": "s"}}, version=version)
+        cast = cloud.casts.next()
+        expected = schema("images", "create_image", version)
+        assert made.status_code in expected["status_code"]
+        if "response_body" in expected:
+            judge(made, "images", "create_image", version)
+        else:
+            assert made.headers["location"].endswith(f"/images/{cast['image_id']}")
+        ids = cast["job_id"], instance.uuid, cast["image_id"]
+        cloud.report("job_finished", agent_says.finished(*ids))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.messages import InstanceRecord
-from common.states import JobKind
+from common.states import JobKind, PowerState
 from tests.api import agents as agent_says
 from tests.api.conftest import Cloud, headers
 from tests.api.test_create_image import message_of
@@ -37,6 +37,8 @@ def test_hypervisors_are_found_by_pattern_and_id(cloud: Cloud, instance: Instanc
     assert one["host_ip"] == "192.0.2.7"
     pattern = "/v2.1/os-hypervisors?hypervisor_hostname_pattern="
     assert cloud.get(pattern + "COMPUTE", ADMIN).json["hypervisors"]
+    assert cloud.get(pattern + "nowhere", ADMIN, "2.52").json["hypervisors"]
+    assert cloud.get(pattern + "compute&limit=1", ADMIN).status_code == 400
     assert cloud.get(pattern + "nowhere", ADMIN).status_code == 404
     assert cloud.get("/v2.1/os-hypervisors/web", ADMIN, "2.53").status_code == 400
     assert cloud.get("/v2.1/os-hypervisors/7", ADMIN, "2.52").status_code == 404
@@ -44,7 +46,61 @@ def test_hypervisors_are_found_by_pattern_and_id(cloud: Cloud, instance: Instanc
     assert isinstance(number, int)
     assert cloud.get(f"/v2.1/os-hypervisors/{number}", ADMIN, "2.52").status_code == 200
     newest = cloud.get(f"/v2.1/os-hypervisors/{listed['id']}", ADMIN, "2.88").json["hypervisor"]
-    assert "vcpus" not in newest
+    assert set(newest) == {
+        *("id", "hypervisor_hostname", "state", "status", "host_ip", "uptime", "service"),
+        *("hypervisor_type", "hypervisor_version"),
+    }
+
+
+def test_what_runs_on_a_hypervisor_is_told_when_asked(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    cloud.announce(host="compute-2")
+    servers = [{"uuid": instance.uuid, "name": "web"}]
+    for path in ("", "/detail"):
+        url = f"/v2.1/os-hypervisors{path}?with_servers=True"
+        first, second = cloud.get(url, ADMIN).json["hypervisors"]
+        assert (first["servers"], second["servers"]) == (servers, [])
+        assert "servers" not in cloud.get(url, ADMIN, "2.74").json["hypervisors"][1]
+        assert "servers" not in cloud.get(url, ADMIN, "2.52").json["hypervisors"][0]
+    shown = f"/v2.1/os-hypervisors/{first['id']}"
+    assert cloud.get(f"{shown}?with_servers=1", ADMIN).json["hypervisor"]["servers"] == servers
+    assert "servers" not in cloud.get(shown, ADMIN).json["hypervisor"]
+    assert cloud.get(f"{shown}?colour=red", ADMIN).status_code == 400
+    old = cloud.get("/v2.1/os-hypervisors/compute/servers", ADMIN, "2.52").json["hypervisors"]
+    assert (old[0]["servers"], "servers" in old[1]) == (servers, False)
+
+
+def test_lists_of_hypervisors_have_pages_since_2_33(cloud: Cloud, instance: InstanceRecord) -> None:
+    cloud.announce(host="compute-2")
+    for version in ("2.33", "2.53"):
+        first = cloud.get("/v2.1/os-hypervisors?limit=1", ADMIN, version).json
+        (link,) = first["hypervisors_links"]
+        url = link["href"].removeprefix("http://falconframework.org")
+        second = cloud.get(url, ADMIN, version).json
+        assert [one["hypervisor_hostname"] for one in second["hypervisors"]] == ["compute-2"]
+        assert "hypervisors_links" not in second
+        message_of(cloud.get("/v2.1/os-hypervisors?marker=x", ADMIN, version), 400)
+    assert len(cloud.get("/v2.1/os-hypervisors?limit=1", ADMIN, "2.32").json["hypervisors"]) == 2
+
+
+def test_what_later_versions_have_not_is_404_there(cloud: Cloud, instance: InstanceRecord) -> None:
+    number = cloud.get("/v2.1/os-hypervisors", ADMIN, "2.1").json["hypervisors"][0]["id"]
+    for path, last in (
+        ("statistics", "2.87"),
+        (f"{number}/uptime", "2.52"),
+        ("compute/search", "2.52"),
+        ("compute/servers", "2.52"),
+    ):
+        url = f"/v2.1/os-hypervisors/{path}"
+        assert cloud.get(url, ADMIN, last).status_code == 200
+        assert cloud.get(url, DEMO, last).status_code == 403
+        message_of(cloud.get(url, ADMIN, "2.88"), 404)
+    for path in ("nowhere/search", "nowhere/servers", "7/uptime"):
+        message_of(cloud.get(f"/v2.1/os-hypervisors/{path}", ADMIN, "2.1"), 404)
+    statistics = cloud.get("/v2.1/os-hypervisors/statistics", ADMIN, "2.1").json
+    found = statistics["hypervisor_statistics"]
+    assert (found["count"], found["vcpus"], found["memory_mb_used"]) == (1, 8, 512)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +157,65 @@ def test_what_cannot_be_changed_is_400(
     message_of(send(cloud, "PUT", f"/servers/{instance.uuid}", body), 400)
 
 
+def test_what_is_said_of_the_guest_is_kept_and_shown(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    said = {
+        "accessIPv4": "192.0.2.7",
+        "accessIPv6": "2001:db8::7",
+        "OS-DCF:diskConfig": "AUTO",
+        "hostname": "web.example.org",
+    }
+    send(cloud, "PUT", f"/servers/{instance.uuid}", {"server": said})
+    cloud.announce(instance)
+    server = cloud.server(instance.uuid)
+    assert server["OS-EXT-SRV-ATTR:hostname"] == said.pop("hostname")
+    assert {name: server[name] for name in said} == said
+    cleared = {"server": {"accessIPv4": None}}
+    assert send(cloud, "PUT", f"/servers/{instance.uuid}", cleared).json["server"][
+        "accessIPv4"
+    ] == ("")
+
+
+def test_a_host_name_is_made_of_the_name(cloud: Cloud) -> None:
+    record = agent_says.instance(name=" My web_Server/1.")
+    cloud.announce(record)
+    assert cloud.server(record.uuid)["OS-EXT-SRV-ATTR:hostname"] == "my-web-server1"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "version", "status"),
+    [
+        ("accessIPv4", "300.1.1.1", "2.1", 400),
+        ("accessIPv4", "::1", "2.1", 400),
+        ("accessIPv6", "192.0.2.7", "2.1", 400),
+        ("accessIPv6", "2001:db8::7", "2.1", 200),
+        ("OS-DCF:diskConfig", "SOMEHOW", "2.1", 400),
+        ("hostname", "web", "2.89", 400),
+        ("hostname", "web", "2.90", 200),
+        ("hostname", "web.example.org", "2.93", 400),
+        ("hostname", "web.example.org", "2.94", 200),
+        ("hostname", "-web", "2.94", 400),
+        ("hostname", "web\n", "2.94", 400),
+    ],
+)
+def test_what_is_said_of_the_guest_must_make_sense(
+    cloud: Cloud, instance: InstanceRecord, field: str, value: str, version: str, status: int
+) -> None:
+    url, body = f"/v2.1/servers/{instance.uuid}", {"server": {field: value}}
+    reply = cloud.http.simulate_put(url, json=body, headers=headers(DEMO, version))
+    assert reply.status_code == status
+
+
+def test_the_properties_of_a_servers_image_are_shown_since_2_98(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    url = f"/v2.1/servers/{instance.uuid}"
+    assert "properties" not in cloud.get(url, version="2.97").json["server"]["image"]
+    image = cloud.get(url, version="2.98").json["server"]["image"]
+    assert image["properties"] == {"hw_disk_bus": "virtio", "os_type": "linux"}
+
+
 def test_before_2_19_there_is_no_description(cloud: Cloud, instance: InstanceRecord) -> None:
     url, body = f"/v2.1/servers/{instance.uuid}", {"server": {"description": "x"}}
     reply = cloud.http.simulate_put(url, json=body, headers=headers(DEMO, "2.18"))
@@ -151,6 +266,13 @@ def test_metadata_of_a_locked_or_busy_instance_stays(
     assert send(cloud, "POST", url, {"metadata": {"a": "1"}}, ADMIN).status_code == 200
 
 
+def test_metadata_of_a_broken_instance_stays(cloud: Cloud) -> None:
+    record = agent_says.instance(power_state=PowerState.CRASHED)
+    cloud.announce(record)
+    url = f"/servers/{record.uuid}/metadata"
+    message_of(send(cloud, "POST", url, {"metadata": {"a": "1"}}), 409)
+
+
 def test_what_was_done_is_found_by_the_id_of_its_request(
     cloud: Cloud, instance: InstanceRecord
 ) -> None:
@@ -187,6 +309,29 @@ def test_limits_count_what_the_project_has(cloud: Cloud, instance: InstanceRecor
     assert "maxImageMeta" not in limits
     old = cloud.get("/v2.1/limits", version="2.38").json["limits"]["absolute"]
     assert old["maxImageMeta"] == 128
+
+
+def test_another_projects_limits_are_the_administrators(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    url = "/v2.1/limits?reserved=1&tenant_id=p-demo"
+    shown = cloud.get(url, ADMIN).json["limits"]["absolute"]
+    assert (shown["totalInstancesUsed"], shown["totalRAMUsed"]) == (1, 512)
+    assert cloud.get(url).status_code == 200
+    assert cloud.get(url, OTHER).status_code == 403
+
+
+def test_services_are_found_by_host_and_binary(cloud: Cloud, instance: InstanceRecord) -> None:
+    for query, number in (
+        ("", 1),
+        ("?host=compute-1&binary=nova-compute", 1),
+        ("?host=nowhere", 0),
+        ("?binary=nova-conductor", 0),
+    ):
+        listed = cloud.get(f"/v2.1/os-services{query}", ADMIN).json["services"]
+        assert len(listed) == number
+    assert cloud.get("/v2.1/os-services?colour=red", ADMIN).status_code == 400
+    assert cloud.get("/v2.1/os-services?colour=red", ADMIN, "2.74").status_code == 200
 
 
 def test_extensions_and_aggregates_that_are_not_there_are_404(cloud: Cloud) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import openstack as sdk
 import openstack.config as sdk_config
 import pytest
+import requests
 
 from tests.functional.conftest import ROOT, python
-from tests.functional.snapshots import ask, openstack
+from tests.functional.snapshots import ask, openstack, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
@@ -132,3 +133,68 @@ def test_openstack_names_and_marks_a_server(cloud: Cloud, new_guest: NewGuest) -
         "mine",
         {"k": "v"},
     )
+
+
+def test_openstack_lists_servers_by_what_they_are(cloud: Cloud, running_guest: Guest) -> None:
+    newest = ("--os-compute-api-version", "2.100", "server", "list")
+
+    def ids(*words: str, who: str = "stillframe-demo") -> list[str]:
+        rows = openstack(cloud, *newest, *words, bin_directory=BIN, who=who)
+        return [row["ID"] for row in rows]
+
+    wanted = ("--flavor", "m1.tiny", "--power-state", "running", "--vm-state", "active")
+    assert running_guest.uuid in ids(*wanted, "--changes-since", "2000-01-01T00:00:00Z")
+    assert running_guest.uuid not in ids("--availability-zone", "elsewhere")
+    assert running_guest.uuid not in ids("--changes-before", "2000-01-01T00:00:00Z")
+    assert running_guest.uuid not in ids("--deleted", "--all-projects", who="stillframe-admin")
+
+
+def test_openstack_shows_a_hypervisor(cloud: Cloud, running_guest: Guest) -> None:
+    """An old version asks for the uptime in a request of its own."""
+    for version in ("2.52", "2.100"):
+        versioned = ("--os-compute-api-version", version, "hypervisor")
+        (listed,) = openstack(cloud, *versioned, "list", bin_directory=BIN, who="stillframe-admin")
+        words = (*versioned, "show", listed["Hypervisor Hostname"])
+        shown = openstack(cloud, *words, bin_directory=BIN, who="stillframe-admin")
+        assert (shown["state"], shown["service_host"]) == ("up", cloud.host)
+
+
+def test_what_is_refused_reads_well_in_the_stock_client(cloud: Cloud, running_guest: Guest) -> None:
+    words = ("--os-cloud", "stillframe-demo", "server", "backup", "create")
+    done = subprocess.run(
+        [str(BIN / "openstack"), *words, running_guest.uuid],
+        env={**os.environ, "OS_CLIENT_CONFIG_FILE": str(cloud.clouds_file)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "takes no backups yet" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_old_proxy_shows_what_glance_has(cloud: Cloud, new_guest: NewGuest) -> None:
+    guest = new_guest(start=False)
+    image_id = ask(cloud, guest, "through-the-proxy").image_id
+    url, old = f"{cloud.api_url}/v2.1/images", {"X-OpenStack-Nova-API-Version": "2.35"}
+    demo = {"X-Auth-Token": "demo:demo"} | old
+
+    def shown() -> dict[str, object]:
+        answer = requests.get(f"{url}/{image_id}", headers=demo, timeout=30)
+        image: dict[str, object] = answer.json()["image"]
+        return image
+
+    assert shown()["status"] in ("SAVING", "ACTIVE")
+    wait_for(lambda: shown()["status"] == "ACTIVE", "the image")
+    query = f"?type=snapshot&server={guest.uuid}&status=ACTIVE&changes-since=2000-01-01T00:00:00Z"
+    listed = requests.get(f"{url}/detail{query}", headers=demo, timeout=30).json()["images"]
+    assert [image["id"] for image in listed] == [image_id]
+    assert listed[0]["created"].startswith("20")
+    other = {"X-Auth-Token": "eve:other"} | old
+    assert requests.get(f"{url}/{image_id}", headers=other, timeout=30).status_code == 404
+    assert requests.get(url, headers=other, timeout=30).json()["images"] == []
+    assert requests.delete(f"{url}/{image_id}", headers=other, timeout=30).status_code == 404
+    wait_for(lambda: cloud.server(guest)["OS-EXT-STS:task_state"] is None, "the end")
+    assert requests.delete(f"{url}/{image_id}", headers=demo, timeout=30).status_code == 204
+    assert requests.get(f"{url}/{image_id}", headers=demo, timeout=30).status_code == 404

@@ -168,13 +168,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         inventory=inventory,
         ledger=ledger,
         agents=agents,
-        snapshots=Snapshots(
-            ledger=ledger,
-            agents=agents,
-            images=images,
-            accept_timeout_s=settings.api.job_accept_timeout,
-            quotas=_quotas(settings),
-        ),
+        snapshots=_snapshots(settings, ledger, agents, images),
         overrides=overrides,
         powers=Powers(
             ledger=ledger,
@@ -199,7 +193,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         dispatcher=dispatcher,
         transport=transport,
         streams=services.streams,
-        calls=make_calls(services, settings.executor_thread_pool_size // 2),
+        calls=make_calls(services, transport.threads // 2),
         application=make_application(services),
     )
 
@@ -212,6 +206,18 @@ def make_calls(services: Services, most_at_once: int) -> ServiceEndpoint:
         powers=services.powers,
         dispatcher=services.dispatcher,
         most_at_once=max(1, most_at_once),
+    )
+
+
+def _snapshots(
+    settings: cfg.ConfigOpts, ledger: Ledger, agents: Agents, images: ImageService
+) -> Snapshots:
+    return Snapshots(
+        ledger=ledger,
+        agents=agents,
+        images=images,
+        accept_timeout_s=settings.api.job_accept_timeout,
+        quotas=_quotas(settings),
     )
 
 

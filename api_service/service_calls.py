@@ -48,7 +48,7 @@ def _answered(name: str) -> Callable[[Work], Method]:
             with context.bound(caller):
                 try:
                     answer = _answer_of(work(self, caller, arguments))
-                    LOG.info("RPC %s answered: job %s is %s", name, answer.job_id, answer.state)
+                    LOG.debug("RPC %s answered: job %s is %s", name, answer.job_id, answer.state)
                 except Exception as error:
                     answer = CallAnswer(error=_refusal(name, error))
             return answer.to_wire()

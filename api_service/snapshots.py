@@ -122,14 +122,9 @@ class Snapshots:
         except Exception as error:
             self._undo(job, error)
             raise
-        LOG.info(
-            "User %s of project %s asks for a snapshot: image %s (%s), job %s",
-            caller.user_id,
-            caller.project_id,
-            image_id,
-            wish.name,
-            job_id,
-        )
+        by = (caller.user_id, caller.project_id)
+        what = (image_id, wish.name, job_id)
+        LOG.info("User %s of project %s asks for a snapshot: image %s (%s), job %s", *by, *what)
         return job
 
     def _undo(self, job: Job, error: Exception) -> None:

@@ -27,7 +27,10 @@ def new(instance_uuid: str | None = None, **values: Any) -> RequestContext:
 
 def from_wire(wire: Mapping[str, Any] | None, instance_uuid: str | None = None) -> RequestContext:
     """Rebuild the context of an RPC message; whatever is missing is made anew."""
-    context = _unbound(lambda: RequestContext.from_dict(dict(wire or {})))
+    values = dict(wire or {})
+    # oslo.context's own name for it is `user`; other services' contexts say it so.
+    values.setdefault("user", values.get("user_id"))
+    context = _unbound(lambda: RequestContext.from_dict(values))
     if instance_uuid is not None:
         context.resource_uuid = instance_uuid
     return context

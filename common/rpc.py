@@ -95,6 +95,8 @@ class Transport:
             register_options(conf)
             conf.set_default("processname", name, group="oslo_messaging_rabbit")
         self._transport = oslo_messaging.get_rpc_transport(conf)
+        #: How many messages a server handles at a time.
+        self.threads = _threads(conf)
         url = oslo_messaging.TransportURL.parse(conf)
         hosts = [(host.hostname or "localhost", host.port or _AMQP_PORT) for host in url.hosts]
         in_memory = url.transport == "fake"
@@ -299,6 +301,14 @@ class RpcService:
         if not self._is_late:
             self._is_late = True
             LOG.warning("Messages are not consumed yet, waiting for the broker: %s", why)
+
+
+def _threads(conf: cfg.ConfigOpts) -> int:
+    """Return an option that oslo.messaging registers with the first server only."""
+    name = "executor_thread_pool_size"
+    options = dict(messaging_opts.list_opts())[None]
+    conf.register_opts([option for option in options if option.name == name])
+    return int(conf[name])
 
 
 def register_options(conf: cfg.ConfigOpts) -> None:

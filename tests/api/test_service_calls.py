@@ -268,12 +268,15 @@ def test_calls_that_wait_for_glance_leave_threads_for_the_agents(cloud: Cloud) -
     assert snapshot(cloud, records[-1].uuid)["error"] is None
 
 
-def test_each_call_is_one_line_of_the_log(
+def test_a_call_is_one_line_of_the_log(
     cloud: Cloud, instance: InstanceRecord, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "api_service")
-    answer = snapshot(cloud, instance.uuid)
-    assert f"RPC snapshot_instance answered: job {answer['job_id']} is pending" in caplog.messages
+    caplog.set_level(logging.INFO, "api_service.service_calls")
+    caplog.set_level(logging.INFO, "api_service.snapshots")
+    job_id = snapshot(cloud, instance.uuid)["job_id"]
+    call(cloud, "show_job", job_id=job_id)
+    (line,) = caplog.messages
+    assert line.startswith("User demo of project p-demo asks for a snapshot: ")
     snapshot(cloud, str(uuid.uuid4()))
     assert caplog.messages[-1].startswith("Refused RPC snapshot_instance: not_found: Instance ")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common import messages
+from common import calls, messages
 from common.messages import HISTORY, RPC_VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -24,10 +24,13 @@ ARGUMENTS = {
     messages.PowerRequest,
     messages.SnapshotOptions,
     messages.SnapshotRequest,
+    calls.JobCall,
+    calls.PowerCall,
+    calls.SnapshotCall,
 }
 MESSAGES = [
     kind
-    for kind in vars(messages).values()
+    for kind in {**vars(messages), **vars(calls)}.values()
     if dataclasses.is_dataclass(kind) and kind is not messages.Message
 ]
 STEPS = re.findall(

@@ -30,6 +30,11 @@ def test_a_context_that_is_made_is_not_bound(make: object) -> None:
     assert oslo_context.get_current() is None
 
 
+@pytest.mark.parametrize("name", ["user", "user_id"])
+def test_a_services_context_may_name_the_user_either_way(name: str) -> None:
+    assert context.from_wire({name: "u"}).user_id == "u"
+
+
 def test_what_was_bound_before_is_put_back() -> None:
     outer, inner = context.new(), context.new()
     with context.bound(outer):

@@ -89,8 +89,7 @@ class Glance:
                 identity=self.identity.glance_options,
             )
         )
-        if self.identity.glance_policy:
-            self._directory.joinpath("policy.yaml").write_text(self.identity.glance_policy)
+        self._directory.joinpath("policy.yaml").write_text(self.identity.glance_policy)
         command = [str(self._venv / "bin/glance-manage"), "--config-dir", str(self._directory)]
         with self.process.log.open("ab") as log:
             subprocess.run([*command, "db_sync"], check=True, stdout=log, stderr=log, timeout=120)

@@ -65,7 +65,7 @@ class NoIdentity:
     """A cloud that believes everybody: `auth_strategy = noauth`, and Glance without Keystone."""
 
     glance_options = "[oslo_policy]\nenforce_scope = false\nenforce_new_defaults = false\n"
-    glance_policy = ""
+    glance_policy = "{}\n"
 
     def start(self) -> None:
         """Nothing runs for it."""

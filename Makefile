@@ -7,7 +7,7 @@ TOX = .tox/runner/bin/tox
 
 demo:
 	tools/install demo
-	$(PYTHON) -m tools.demo up
+	$(PYTHON) -m tools.demo up $(if $(KEYSTONE),--keystone)
 
 demo-down:
 	$(PYTHON) -m tools.demo down

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import falcon
+from keystoneauth1 import exceptions as keystone_errors
+from keystonemiddleware import auth_token
 from oslo_config import cfg
 from oslo_db import options as db_options
+from oslo_middleware.http_proxy_to_wsgi import HTTPProxyToWSGI
 from sqlalchemy import text
 
-from api_service import faults, middleware
+from api_service import faults, identity, middleware
 from api_service.agent_client import AgentClient
 from api_service.agents import Agents
 from api_service.dispatcher import Dispatcher
@@ -66,7 +69,7 @@ from api_service.store.ledger import Ledger
 from api_service.store.overrides import Overrides
 from api_service.visibility import Visibility
 from common import broker, conf, rpc
-from common.errors import BrokerUnavailable, StillframeError
+from common.errors import BrokerUnavailable, ConfigurationError, StillframeError
 from common.glance import ImageService
 from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
 
@@ -120,15 +123,16 @@ ROUTES: tuple[tuple[str, type[Resource], str | None], ...] = (
 )
 
 #: From the outside in: the log line sees everything, the resource only what passed the rest.
+#: After them comes who asks, as `[api] auth_strategy` says.
 PIPELINE: tuple[type[Any], ...] = (
     middleware.RequestIds,
     middleware.RequestLog,
     middleware.WholeRequests,
     middleware.Microversions,
-    middleware.NoIdentity,
     middleware.RequestRates,
 )
 
+_KEYSTONE_TIMEOUT_S = 10
 _RPC_TIMEOUT_S = 30.0
 _BROKER_TIMEOUT_S = 3.0
 #: Anybody may ask for the health page; not each call may open a connection.
@@ -194,7 +198,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         transport=transport,
         streams=services.streams,
         calls=make_calls(services, transport.threads // 2),
-        application=make_application(services),
+        application=make_application(services, make_identity(settings)),
     )
 
 
@@ -236,9 +240,10 @@ def _health_checks(settings: cfg.ConfigOpts, database: Database) -> dict[str, Ca
     }
 
 
-def make_application(services: Services) -> falcon.App[Any, Any]:
-    """Return the WSGI application over `services`."""
-    application = falcon.App(middleware=[one() for one in PIPELINE])
+def make_application(services: Services, who: Any = None) -> falcon.App[Any, Any]:
+    """Return the WSGI application over `services`; unless told otherwise it believes everybody."""
+    before = [one() for one in PIPELINE]
+    application = falcon.App(middleware=[*before, who or middleware.NoIdentity()])
     application.req_options.strip_url_path_trailing_slash = True
     # Falcon has a handler of its own for HTTPError, which the one for Exception leaves alone.
     for kind in (Exception, falcon.HTTPError):
@@ -246,6 +251,41 @@ def make_application(services: Services) -> falcon.App[Any, Any]:
     for url, resource, suffix in ROUTES:
         application.add_route(url, resource(services), suffix=suffix)
     return application
+
+
+def make_identity(settings: cfg.ConfigOpts) -> Any:
+    """Return the middleware of `[api] auth_strategy`.
+
+    Raises ConfigurationError if [keystone_authtoken] cannot work.
+    """
+    if settings.api.auth_strategy == "noauth":
+        return middleware.NoIdentity()
+    group = "keystone_authtoken"
+    for _, options in auth_token.list_opts():
+        settings.register_opts(options, group=group)
+    if not (settings[group].auth_type or settings[group].auth_section):
+        raise ConfigurationError(
+            "[keystone_authtoken] needs auth_type and the service's credentials (see "
+            "docs/identity.md); or [api] auth_strategy = noauth for a demo"
+        )
+    # Its own default waits for ever.
+    settings.set_default("http_connect_timeout", _KEYSTONE_TIMEOUT_S, group=group)
+    try:
+        check = auth_token.AuthProtocol(identity.confirmed, {"oslo_config_config": settings})
+    except keystone_errors.ClientException as error:
+        raise ConfigurationError(f"[keystone_authtoken]: {error}") from error
+    return identity.KeystoneIdentity(check)
+
+
+def behind_proxy(application: Any, settings: cfg.ConfigOpts) -> Any:
+    """Return the application with a proxy's headers obeyed, where the configuration says so."""
+    proxied = HTTPProxyToWSGI(application, settings)
+
+    # A plain function, for servers that look at its arguments to tell WSGI from ASGI.
+    def obeying(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        return proxied(environ, start_response)
+
+    return obeying
 
 
 def make_database(settings: cfg.ConfigOpts) -> Database:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -14,11 +15,12 @@ from typing import Any
 
 from cheroot import server as cheroot
 from cheroot import wsgi
+from cheroot.ssl.builtin import BuiltinSSLAdapter
 from oslo_config import cfg
 from oslo_db import exception as db_errors
 from oslo_log import log as oslo_log
 
-from api_service.app import LOG_FILE, PROG, Parts, check_broker, make_parts
+from api_service.app import LOG_FILE, PROG, Parts, behind_proxy, check_broker, make_parts
 from api_service.quotas import Streams
 from api_service.reaper import Reaper
 from api_service.status import StatusEndpoint
@@ -54,6 +56,8 @@ def require_safe_identity(settings: cfg.ConfigOpts) -> None:
 
     Raises ConfigurationError for noauth on an address that is not the loopback.
     """
+    if settings.api.auth_strategy != "noauth":
+        return
     address = str(settings.api.bind_host)
     if not _is_loopback(address) and settings.api.serve_http and not settings.api.noauth_anywhere:
         raise ConfigurationError(
@@ -108,6 +112,19 @@ class _Connection(cheroot.HTTPConnection):
     RequestHandlerClass = _Request
 
 
+class _Tls(BuiltinSSLAdapter):
+    """cheroot's TLS, whose handshake waits for no one but its own thread.
+
+    cheroot's own is made where connections are taken: a client that says
+    nothing would keep all others out until the time-out.
+    """
+
+    def wrap(self, sock: socket.socket) -> tuple[ssl.SSLSocket, dict[str, str]]:
+        """Return the socket, whose first read or write makes the handshake."""
+        wrapped = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        return wrapped, {"wsgi.url_scheme": "https", "HTTPS": "on"}
+
+
 class HttpServer:
     """cheroot as one of the daemon's services."""
 
@@ -129,6 +146,7 @@ class HttpServer:
         self._server.keep_alive_conn_limit = _CONNECTIONS_KEPT
         # cheroot's default keeps whatever it is sent.
         self._server.max_request_header_size = _HEADERS_MAX_BYTES
+        self._server.ssl_adapter = _tls(settings)
         self._thread = threading.Thread(target=self._server.serve, name="http", daemon=True)
 
     def start(self) -> None:
@@ -146,6 +164,18 @@ class HttpServer:
     def alive(self) -> bool:
         """Tell whether the accepting thread runs (for the watchdog)."""
         return self._thread.is_alive()
+
+
+def _tls(settings: cfg.ConfigOpts) -> _Tls | None:
+    certificate, key = settings.api.ssl_cert_file, settings.api.ssl_key_file
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigurationError("[api] ssl_cert_file and ssl_key_file go together")
+    try:
+        return _Tls(certificate, key)
+    except OSError as error:
+        raise ConfigurationError(f"[api] ssl_cert_file or ssl_key_file: {error}") from error
 
 
 def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
@@ -169,7 +199,8 @@ def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
     services: list[daemon.Service] = [server, reaper]
     checks = [reaper.alive]
     if settings.api.serve_http:
-        http = HttpServer(parts.application, settings, parts.streams)
+        application = behind_proxy(parts.application, settings)
+        http = HttpServer(application, settings, parts.streams)
         services.append(http)
         checks.append(http.alive)
     return daemon.Daemon(

@@ -4,6 +4,7 @@
     ApiError                 base
     ├── BadRequest           body, header or parameter is wrong; the message names it
     ├── Unauthenticated      no identity came along
+    ├── IdentityUnavailable  nobody can say who the caller is
     ├── Forbidden            the policy says no
     ├── NotFound             nothing is there under this URL, for this caller
     ├── VersionUnsupported   a microversion that this API does not speak
@@ -40,6 +41,18 @@ class Unauthenticated(ApiError):
     """The request carries no identity that can be believed."""
 
     code = "unauthenticated"
+
+    def __init__(self, message: str, challenge: str | None = None) -> None:
+        super().__init__(message)
+        #: The WWW-Authenticate header: where an identity is to be had.
+        self.challenge = challenge or 'Keystone uri="noauth"'
+
+
+class IdentityUnavailable(ApiError):
+    """The identity service cannot be asked who the caller is."""
+
+    code = "identity_unavailable"
+    retryable = True
 
 
 class Forbidden(ApiError):

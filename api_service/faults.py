@@ -35,6 +35,7 @@ class Fault:
 
     status: int
     name: str
+    title: str | None = None
     retry_after_s: int | None = None
 
 
@@ -47,7 +48,8 @@ INTERNAL = Fault(status=500, name="computeFault")
 FAULTS: dict[type[Exception], Fault] = {
     api.BadRequest: BAD_REQUEST,
     # Not `unauthorized`: this one is the identity middleware's in Nova, not its own.
-    api.Unauthenticated: Fault(status=401, name="error"),
+    api.Unauthenticated: Fault(status=401, name="error", title="Unauthorized"),
+    api.IdentityUnavailable: UNAVAILABLE,
     api.Forbidden: Fault(status=403, name="forbidden"),
     api.NotFound: NOT_FOUND,
     api.VersionUnsupported: Fault(status=406, name="computeFault"),
@@ -123,19 +125,20 @@ def handle(
         _tell(response, fault, _NO_DATABASE)
         return
     LOG.info("%s %s refused with %d: %s", request.method, request.path, fault.status, error)
+    if isinstance(error, api.Unauthenticated):
+        response.set_header("WWW-Authenticate", error.challenge)
     _tell(response, fault, str(error))
 
 
 def _tell(response: falcon.Response, fault: Fault, message: str) -> None:
     response.status = fault.status
-    body: dict[str, object] = {"code": fault.status, "message": message}
+    title = {"title": fault.title} if fault.title else {}
+    body: dict[str, object] = {"code": fault.status, **title, "message": message}
     if fault.retry_after_s is not None:
         response.set_header("Retry-After", str(fault.retry_after_s))
         if fault.name == "overLimit":
             body["retryAfter"] = str(fault.retry_after_s)
     response.media = {fault.name: body}
-    if fault.status == falcon.http_status_to_code(falcon.HTTP_401):
-        response.set_header("WWW-Authenticate", 'Keystone uri="noauth"')
 
 
 def _tell_no_route(response: falcon.Response) -> None:

@@ -3,9 +3,9 @@
 
 Each class is falcon middleware. `RequestIds` binds the context that puts
 `[req-…]` on every log line, `WholeRequests` refuses what cannot be read,
-`NoIdentity` says who asks, `Microversions` which version is spoken, and
-`RequestRates` bounds how often each project asks;
-`RequestLog` tells the log how it ended, `LoopbackOnly` keeps strangers from `noauth`.
+`Microversions` which version is spoken, `NoIdentity` (or `identity.KeystoneIdentity`)
+who asks, and `RequestRates` bounds how often each project asks; `RequestLog` tells the
+log how it ended, `LoopbackOnly` keeps strangers from `noauth`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ LOG = logging.getLogger(__name__)
 
 #: What answers without an identity: clients discover versions before they log in.
 _OPEN_PATHS = frozenset({"", "/v2", "/v2.1", "/v3", "/v1", "/v1/openapi.json", "/healthcheck"})
+#: What a proxy adds to a request that it passes on.
+_FORWARDED = ("Forwarded", "X-Forwarded-For")
 _NOVA_PREFIX = "/v2.1"
 #: It stands in every line of the log.
 _REQUEST_ID = re.compile("req-[A-Za-z0-9-]{1,60}")
@@ -50,8 +52,9 @@ class LoopbackOnly:
     """Serves callers of this host alone: for `noauth` where another server chose the address."""
 
     def process_request(self, request: falcon.Request, _response: falcon.Response) -> None:
-        """Raise Forbidden for a caller from elsewhere."""
-        if not ipaddress.ip_address(request.remote_addr).is_loopback:
+        """Raise Forbidden for a caller from elsewhere, or for whom a proxy speaks."""
+        forwarded = any(request.get_header(name) for name in _FORWARDED)
+        if forwarded or not ipaddress.ip_address(request.remote_addr).is_loopback:
             raise Forbidden(
                 "This API believes everybody ([api] auth_strategy = noauth) and so serves its own "
                 "host alone; noauth_anywhere = true lets others in."
@@ -129,7 +132,7 @@ class NoIdentity:
 
     def process_request(self, request: falcon.Request, _response: falcon.Response) -> None:
         """Complete the request's context, or raise Unauthenticated."""
-        if request.path.rstrip("/") in _OPEN_PATHS:
+        if is_open(request.path):
             return
         token = request.get_header("X-Auth-Token") or ""
         user, _, project = token.partition(":")
@@ -141,6 +144,11 @@ class NoIdentity:
         caller: RequestContext = request.context.caller
         caller.user_id, caller.project_id = user, project or user
         caller.roles = ["member", "reader"] + (["admin"] if user == "admin" else [])
+
+
+def is_open(path: str) -> bool:
+    """Tell whether a path answers anybody."""
+    return path.rstrip("/") in _OPEN_PATHS
 
 
 def _is_request_id(value: str | None) -> bool:

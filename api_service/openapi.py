@@ -97,6 +97,7 @@ _FAULT: Schema = {
         "type": "object",
         "properties": {
             "code": {"type": "integer"},
+            "title": {"type": "string"},
             "message": {"type": "string"},
             "retryAfter": {"type": "string"},
         },
@@ -106,7 +107,13 @@ _FAULT: Schema = {
 }
 #: Errors that any request, and those that only some, may be answered with.
 _ALWAYS: tuple[type[Exception], ...] = (api.BadRequest, api.NoFreeStream)
-_OF_CALLERS = (api.Unauthenticated, api.Forbidden, api.NotFound, api.TooManyRequests)
+_OF_CALLERS = (
+    api.Unauthenticated,
+    api.IdentityUnavailable,
+    api.Forbidden,
+    api.NotFound,
+    api.TooManyRequests,
+)
 _OF_CHANGES = (api.Conflict, api.LengthRequired, api.RequestTooLarge)
 _OF_NOVAS = (api.VersionUnsupported,)
 

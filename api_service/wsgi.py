@@ -12,28 +12,27 @@ import logging
 import os
 from typing import Any
 
-import falcon
-
-from api_service.app import LOG_FILE, PROG, make_parts
+from api_service.app import LOG_FILE, PROG, behind_proxy, make_parts
 from api_service.middleware import LoopbackOnly
 from common import conf, log
 
 LOG = logging.getLogger(__name__)
 
 
-def make_application() -> falcon.App[Any, Any]:
+def make_application() -> Any:
     """Load the configuration and wire the application."""
     files = [name for name in os.environ.get("STILLFRAME_CONFIG_FILES", "").split(":") if name]
     settings = conf.load([part for name in files for part in ("--config-file", name)], PROG)
     log.setup(settings, LOG_FILE)
     made = make_parts(settings).application
-    LOG.warning(
-        "auth_strategy = noauth: whoever reaches this server is whoever they say they are. "
-        "For demos and tests only."
-    )
-    if not settings.api.noauth_anywhere:
-        made.add_middleware(LoopbackOnly())
-    return made
+    if settings.api.auth_strategy == "noauth":
+        LOG.warning(
+            "auth_strategy = noauth: whoever reaches this server is whoever they say they are. "
+            "For demos and tests only."
+        )
+        if not settings.api.noauth_anywhere:
+            made.add_middleware(LoopbackOnly())
+    return behind_proxy(made, settings)
 
 
 application = make_application()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make demo`: from nothing to a snapshot on real parts, all below `.demo/`.
 
-    python3 -m tools.demo up      build and start what is missing, take a snapshot, tell its story
-    python3 -m tools.demo down    stop everything that was started, and only that
+    python3 -m tools.demo up [--keystone]    build and start what is missing, take a snapshot,
+                                             tell its story; with a Keystone if it is asked for
+    python3 -m tools.demo down               stop everything that was started, and only that
 
 Runs on the system's Python with nothing installed: it makes the venvs itself.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.stack import glance
+from tools.stack import keystone as keystone_tools
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest, GuestWish, build_image, choose_accelerator
 
@@ -28,11 +30,14 @@ HOME = ROOT / ".demo"
 CACHE = HOME / "cache"
 VENV = HOME / "venv"
 CLIENT_VENV = HOME / "venv-client"
+#: Lies there while the demo that runs, or ran last, has a Keystone.
+WITH_KEYSTONE = HOME / "with-keystone"
 
 _SIZE_MIB = 1024
 _PAYLOAD_MIB = 256
 _CLIENTS = ("python-openstackclient>=7",)
 _LOOK_S = 0.5
+_TOKEN_LIFE_S = 3600
 _SNAPSHOT_TIMEOUT_S = 600.0
 
 _ENV = """\
@@ -45,21 +50,27 @@ export OS_CLOUD=stillframe-demo
 
 def main(argv: list[str]) -> int:
     """Run one of the commands; return the process's exit code."""
-    commands: dict[str, Callable[[], None]] = {"up": up, "down": down}
-    if len(argv) != 1 or argv[0] not in commands:
+    commands: dict[tuple[str, ...], Callable[[], None]] = {
+        ("up",): lambda: up(keystone=False),
+        ("up", "--keystone"): lambda: up(keystone=True),
+        ("down",): down,
+    }
+    command = commands.get(tuple(argv))
+    if command is None:
         sys.stderr.write(__doc__ or "")
         return 2
     if os.geteuid() != 0:
         sys.stderr.write("The demo's hypervisor needs root: sudo make demo, sudo make demo-down\n")
         return 1
-    commands[argv[0]]()
+    command()
     return 0
 
 
-def up() -> None:
+def up(*, keystone: bool) -> None:
     """Bring the whole cloud up and take a snapshot."""
     began = time.monotonic()
-    cloud, guest = _bring_up()
+    _stop_the_other_kind(keystone=keystone)
+    cloud, guest = _bring_up(keystone=keystone)
     say(f"Everything runs after {time.monotonic() - began:.0f} s. A snapshot, by the stock client:")
     name = f"demo-{time.strftime('%H%M%S')}"
     command = ["openstack", "--os-cloud", "stillframe-demo", "server", "image", "create"]
@@ -72,21 +83,41 @@ def up() -> None:
 def down() -> None:
     """Stop the demo; what took long to build stays in `.demo/cache`."""
     if (HOME / "api-port").exists():  # the first thing that a start leaves, failed or not
-        _cloud("qemu").stop()
+        _cloud("qemu", keystone=WITH_KEYSTONE.exists()).stop()
     say("The demo is stopped. Its logs stay in .demo/log, what it built in .demo/cache.")
 
 
-def _bring_up() -> tuple[Cloud, Guest]:
+def _stop_the_other_kind(*, keystone: bool) -> None:
+    """Stop API, agent and Glance of a demo that asks, or asks not, who its callers are."""
+    had = WITH_KEYSTONE.exists()
+    if had != keystone and (HOME / "api-port").exists():
+        running = _cloud("qemu", keystone=had)
+        for part in (running.agent, running.api, running.glance, running.identity):
+            part.stop()
+    HOME.mkdir(exist_ok=True)
+    if keystone:
+        WITH_KEYSTONE.touch()
+    else:
+        WITH_KEYSTONE.unlink(missing_ok=True)
+
+
+def _bring_up(*, keystone: bool) -> tuple[Cloud, Guest]:
     CACHE.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool:
         venv = pool.submit(_make_venv, VENV, ["-e", f"{ROOT}[api,agent]"], "the two daemons")
         client = pool.submit(_make_venv, CLIENT_VENV, list(_CLIENTS), "the stock client")
         image_service = pool.submit(_told, "Glance's venv", glance.make_venv, CACHE / "venv-glance")
+        identity_service = []
+        if keystone:
+            where = CACHE / "venv-keystone"
+            made = pool.submit(_told, "Keystone's venv", keystone_tools.make_venv, where)
+            identity_service.append(made)
         image = pool.submit(_told, "the guest image", _image)
         accelerator = pool.submit(lambda: choose_accelerator(image.result(), CACHE / "accelerator"))
-        _await_all(venv, client, image_service, image, accelerator)
-    cloud = _cloud(accelerator.result())
-    say("Starting RabbitMQ, Glance and libvirt, private ones")
+        _await_all(venv, client, image_service, *identity_service, image, accelerator)
+    cloud = _cloud(accelerator.result(), keystone=keystone)
+    parts = "RabbitMQ, Keystone, Glance and libvirt" if keystone else "RabbitMQ, Glance and libvirt"
+    say(f"Starting {parts}, private ones")
     cloud.start_parts()
     cloud.configure()
     _write_env(cloud)
@@ -98,13 +129,14 @@ def _bring_up() -> tuple[Cloud, Guest]:
     return cloud, guest
 
 
-def _cloud(accelerator: str) -> Cloud:
+def _cloud(accelerator: str, *, keystone: bool) -> Cloud:
     return Cloud(
         HOME,
         cache=CACHE,
         bin_directory=VENV / "bin",
         image=CACHE / "guest",
         accelerator=accelerator,
+        token_life_s=_TOKEN_LIFE_S if keystone else None,
     )
 
 

@@ -20,7 +20,8 @@ from common.context import RequestContext
 #: A changed policy file is obeyed after this time at the latest, in seconds.
 _LOOK_S = 1.0
 
-_ADMIN = "role:admin"
+_ADMIN = "rule:context_is_admin"
+_ADMIN_OR_SERVICE = "rule:context_is_admin or rule:service_api"
 _READER_OR_ADMIN = "rule:project_reader_or_admin"
 _MEMBER_OR_ADMIN = "rule:project_member_or_admin"
 _ANYBODY = "@"
@@ -28,18 +29,32 @@ _SERVERS = "os_compute_api:servers"
 _METADATA = "/servers/{id}/metadata"
 _ACTIONS = "/servers/{id}/os-instance-actions"
 
-_BASE_RULES = (
-    policy.RuleDefault("context_is_admin", _ADMIN, description="Who counts as an administrator."),
-    policy.RuleDefault(
-        "project_reader_or_admin",
-        f"{_ADMIN} or (role:reader and project_id:%(project_id)s)",
-        description="Readers of the project, and administrators.",
-    ),
-    policy.RuleDefault(
-        "project_member_or_admin",
-        f"{_ADMIN} or (role:member and project_id:%(project_id)s)",
-        description="Members of the project, and administrators.",
-    ),
+_BASE_RULES = tuple(
+    policy.RuleDefault(name, check, description=description)
+    for name, check, description in (
+        ("context_is_admin", "role:admin", "Who counts as an administrator."),
+        (
+            "project_member_api",
+            "role:member and project_id:%(project_id)s",
+            "Members of the project.",
+        ),
+        (
+            "project_reader_api",
+            "role:reader and project_id:%(project_id)s",
+            "Readers of the project.",
+        ),
+        (
+            "project_member_or_admin",
+            "rule:project_member_api or rule:context_is_admin",
+            "Members of the project, and administrators.",
+        ),
+        (
+            "project_reader_or_admin",
+            "rule:project_reader_api or rule:context_is_admin",
+            "Readers of the project, and administrators.",
+        ),
+        ("service_api", "role:service", "Other services of the cloud."),
+    )
 )
 
 #: (rule, default, description, operations as (method, path))
@@ -143,7 +158,7 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
         "Delete an image through the old proxy (up to 2.35).",
         [("DELETE", "/images/{id}")],
     ),
-    ("stillframe:hosts:index", _ADMIN, "List hosts.", [("GET", "/v1/hosts")]),
+    ("stillframe:hosts:index", _ADMIN_OR_SERVICE, "List hosts.", [("GET", "/v1/hosts")]),
     ("os_compute_api:os-services:list", _ADMIN, "List the agents.", [("GET", "/os-services")]),
     (
         "stillframe:jobs:bandwidth_limit",
@@ -187,6 +202,7 @@ def list_rules() -> list[policy.RuleDefault]:
             check_str=check,
             description=description,
             operations=[{"method": method, "path": path} for method, path in operations],
+            scope_types=["project"],
         )
         for name, check, description, operations in _RULES
     ]

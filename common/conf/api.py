@@ -38,8 +38,12 @@ the same: it consumes the agents' reports and casts what is waiting.
     ),
     cfg.StrOpt(
         "auth_strategy",
-        default="noauth",
+        default="keystone",
         choices=[
+            (
+                "keystone",
+                "tokens, checked with Keystone as [keystone_authtoken] says; service tokens too",
+            ),
             (
                 "noauth",
                 "for demos and tests: believes the header `X-Auth-Token: USER:PROJECT`, "
@@ -59,8 +63,19 @@ Anybody who reaches the port is then anybody they like. Never in production.
     ),
     cfg.StrOpt(
         "compute_link_prefix",
-        help="URL that clients reach this API under, if a proxy stands before it; used in links.",
+        help="""
+URL that clients reach this API under, if a proxy stands before it; used in links.
+`[oslo_middleware] enable_proxy_headers_parsing` learns it from the proxy instead.
+""",
     ),
+    cfg.StrOpt(
+        "ssl_cert_file",
+        help="""
+Certificate (PEM, with what leads to the CA) that stillframe-api serves HTTPS
+with; unset, it serves HTTP. The file is read at the start only.
+""",
+    ),
+    cfg.StrOpt("ssl_key_file", help="The certificate's private key (PEM)."),
     cfg.IntOpt("max_limit", default=1000, min=1, help="Most items that one list returns."),
     cfg.IntOpt(
         "job_accept_timeout",

@@ -25,6 +25,7 @@ def test_a_path_with_a_line_break_stays_in_its_line(tmp_path: Path) -> None:
     config = tmp_path / "api.conf"
     config.write_text(
         f"[DEFAULT]\nlog_dir = {tmp_path}\nstate_path = {tmp_path}\ntransport_url = fake://\n"
+        "[api]\nauth_strategy = noauth\n"
         "[glance]\nendpoint_override = http://127.0.0.1:1\n"
     )
     command = [sys.executable, "-c", _PROGRAM, "--config-file", str(config)]

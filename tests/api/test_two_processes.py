@@ -35,6 +35,7 @@ state_path = {here}
 [database]
 connection = {database}
 [api]
+auth_strategy = noauth
 bind_port = {port}
 dispatch_interval = 1
 [glance]

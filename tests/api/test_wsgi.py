@@ -31,7 +31,7 @@ def test_noauth_serves_its_own_host_unless_asked_for_more(
     config.write_text(
         f"[DEFAULT]\nstate_path = {tmp_path}\ntransport_url = fake://\n"
         "[glance]\nendpoint_override = http://127.0.0.1:1\n"
-        f"[api]\nnoauth_anywhere = {anywhere}\n"
+        f"[api]\nauth_strategy = noauth\nnoauth_anywhere = {anywhere}\n"
     )
     sync = [sys.executable, "-c", _SYNC, "--config-file", str(config), "db", "sync"]
     subprocess.run(sync, check=True, timeout=60, capture_output=True)

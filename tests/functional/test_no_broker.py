@@ -37,6 +37,7 @@ transport_url = {transport_url}
 state_path = {here}/state
 host = nowhere
 [api]
+auth_strategy = noauth
 bind_port = {port}
 dispatch_interval = 1
 [libvirt]

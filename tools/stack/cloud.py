@@ -16,6 +16,8 @@ from typing import Any
 
 from tools.stack.glance import Glance
 from tools.stack.guest import Guest, GuestWish
+from tools.stack.identity import Endpoints, Identity, NoIdentity
+from tools.stack.keystone import Keystone
 from tools.stack.libvirtd import Libvirtd
 from tools.stack.process import Process, kept_port
 from tools.stack.rabbitmq import RabbitMq
@@ -42,30 +44,11 @@ dispatch_interval = 2
 progress_log_interval = 2
 [libvirt]
 connection_uri = {libvirt_uri}
-[glance]
-endpoint_override = {glance_endpoint}
+{identity}\
 [capture]
 scratch_directory = {here}/scratch
 socket_directory = {run}/nbd
 {extra}
-"""
-_CLOUDS = """\
-# Stock clients: openstack --os-cloud stillframe-demo server list
-clouds:
-{clouds}"""
-_CLOUD = """\
-  {name}:
-    auth_type: admin_token
-    auth:
-      endpoint: {api}/v2.1
-      token: "{token}"
-    compute_endpoint_override: {api}/v2.1
-    compute_api_version: "2.1"
-    image_endpoint_override: {glance}
-    image_api_version: "2"
-    # There is no Keystone here; clients look whether it speaks v3 all the same.
-    identity_endpoint_override: {api}/v3
-    identity_api_version: "3"
 """
 
 
@@ -74,7 +57,8 @@ class Cloud:
 
     `extra_config` is appended to stillframe.conf, whose last group is [capture].
     State in `directory` survives `stop` and `start`; `cache` is for what takes
-    long to make.
+    long to make. With `token_life_s`, API and Glance ask a Keystone who their
+    callers are, whose tokens are good for that long; without it they believe everybody.
     """
 
     def __init__(
@@ -87,6 +71,7 @@ class Cloud:
         accelerator: str,
         extra_config: str = "",
         broker: Any | None = None,
+        token_life_s: int | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -107,6 +92,7 @@ class Cloud:
         self.log_directory = directory / "log"
         self.host = "demo-host"
         self._api_port = kept_port(directory / "api-port", self.api)
+        self.identity = self.glance.identity = self._make_identity(cache, token_life_s)
 
     @property
     def api_url(self) -> str:
@@ -125,7 +111,7 @@ class Cloud:
 
     def start_parts(self) -> None:
         """Start broker, image service and hypervisor, side by side."""
-        parts = (self.rabbitmq, self.glance, self.libvirtd)
+        parts = (self.rabbitmq, self.identity, self.glance, self.libvirtd)
         with ThreadPoolExecutor() as pool:
             for done in [pool.submit(part.start) for part in parts]:
                 done.result()
@@ -167,7 +153,7 @@ class Cloud:
 
     def stop(self) -> None:
         """Stop everything that was started, and only that; one that fails spares no other."""
-        parts = (self.agent, self.api, self.libvirtd, self.glance, self.rabbitmq)
+        parts = (self.agent, self.api, self.libvirtd, self.glance, self.identity, self.rabbitmq)
         with contextlib.ExitStack() as stopping:
             stopping.callback(forget_queue_names, self.directory / "state")
             for part in reversed(parts):
@@ -186,11 +172,12 @@ class Cloud:
         found = self.get(f"/v2.1/servers/{guest.uuid}")
         return found["server"] if found else {}
 
-    def get(self, path: str, token: str = "admin:admin") -> Any:  # noqa: S107 # noauth's own form
-        """Return what the API answers; None if it does not answer 200."""
-        headers = {"X-Auth-Token": token, "OpenStack-API-Version": "compute latest"}
-        request = urllib.request.Request(self.api_url + path, headers=headers)  # noqa: S310
+    def get(self, path: str, user: str = "admin") -> Any:
+        """Return what the API answers a user; None if it does not answer 200."""
+        headers = {"OpenStack-API-Version": "compute latest"}
         try:
+            headers["X-Auth-Token"] = self.identity.token(user)
+            request = urllib.request.Request(self.api_url + path, headers=headers)  # noqa: S310
             with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
                 return json.load(response)
         except (urllib.error.URLError, OSError):
@@ -208,16 +195,20 @@ class Cloud:
                 run=self.libvirtd.run,
                 port=self._api_port,
                 libvirt_uri=self.libvirtd.uri,
-                glance_endpoint=self.glance_endpoint,
+                identity=self.identity.daemon_options(self.glance_endpoint),
                 extra="\n".join([self._extra_config, *self._options]),
             )
         )
-        tokens = {"stillframe-demo": "demo:demo", "stillframe-admin": "admin:admin"}
-        clouds = "".join(
-            _CLOUD.format(name=name, api=self.api_url, glance=self.glance.endpoint, token=token)
-            for name, token in tokens.items()
-        )
-        self.clouds_file.write_text(_CLOUDS.format(clouds=clouds))
+        self.clouds_file.write_text(self.identity.clouds(self._endpoints()))
+
+    def _endpoints(self) -> Endpoints:
+        return Endpoints(compute=self.api_url, image=self.glance.endpoint)
+
+    def _make_identity(self, cache: Path, token_life_s: int | None) -> Identity:
+        if token_life_s is None:
+            return NoIdentity()
+        directory, venv = self.directory / "keystone", cache / "venv-keystone"
+        return Keystone(directory, venv, self._endpoints(), token_life_s=token_life_s)
 
     def _said(self, words: str) -> int:
         """Return how often the agent's log says so."""

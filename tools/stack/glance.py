@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A private Glance: PyPI's release in a venv of its own, SQLite, a file store, no Keystone."""
+"""A private Glance: PyPI's release in a venv of its own, SQLite, a file store."""
 
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
+from tools.stack.identity import Identity, NoIdentity
 from tools.stack.process import Process, kept_port, listens
+from tools.stack.venv import make_venv as _make_venv
 
 #: The release that demo and tests run with.
 REQUIREMENTS = ("glance==33.0.0", "cheroot>=11")
 _START_TIMEOUT_S = 60.0
-_SERVE = Path(__file__).with_name("serve_glance.py")
+_SERVE = Path(__file__).with_name("serve_wsgi.py")
 
 _CONFIG = """\
 [DEFAULT]
@@ -33,17 +34,18 @@ filesystem_store_datadir = {here}/staging
 filesystem_store_datadir = {here}/tasks
 [paste_deploy]
 config_file = {venv}/etc/glance/glance-api-paste.ini
-[oslo_policy]
-enforce_scope = false
-enforce_new_defaults = false
-"""
+{identity}"""
 
 
 class Glance:
-    """One image service; its state in `directory` survives a restart."""
+    """One image service; its state in `directory` survives a restart.
+
+    It believes everybody unless an `identity` is set before it starts.
+    """
 
     def __init__(self, directory: Path, venv: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.identity: Identity = NoIdentity()
         self._directory = directory
         self._venv = venv
         self.process = Process("glance", directory)
@@ -64,7 +66,10 @@ class Glance:
         if self.process.pid is None:
             self._configure()
             self.process.start(
-                [str(self._venv / "bin/python"), "-P", str(_SERVE), str(self.port)],
+                [
+                    *(str(self._venv / "bin/python"), "-P", str(_SERVE)),
+                    *("glance.wsgi.api", str(self.port)),
+                ],
                 environment={"OS_GLANCE_CONFIG_DIR": str(self._directory)},
             )
         self.process.wait_until(lambda: listens(self.port), _START_TIMEOUT_S)
@@ -77,8 +82,14 @@ class Glance:
         for name in ("images", "staging", "tasks"):
             (self._directory / name).mkdir(exist_ok=True)
         self._directory.joinpath("glance-api.conf").write_text(
-            _CONFIG.format(here=self._directory, port=self.port, venv=self._venv)
+            _CONFIG.format(
+                here=self._directory,
+                port=self.port,
+                venv=self._venv,
+                identity=self.identity.glance_options,
+            )
         )
+        self._directory.joinpath("policy.yaml").write_text(self.identity.glance_policy)
         command = [str(self._venv / "bin/glance-manage"), "--config-dir", str(self._directory)]
         with self.process.log.open("ab") as log:
             subprocess.run([*command, "db_sync"], check=True, stdout=log, stderr=log, timeout=120)
@@ -86,11 +97,4 @@ class Glance:
 
 def make_venv(venv: Path) -> None:
     """Install Glance into `venv`, unless the wanted release is there."""
-    stamp = venv / "stillframe-requirements"
-    wanted = "\n".join(REQUIREMENTS)
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=120)
-    pip = [str(venv / "bin/pip"), "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *REQUIREMENTS], check=True, timeout=900)
-    stamp.write_text(wanted)
+    _make_venv(venv, REQUIREMENTS)

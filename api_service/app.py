@@ -9,6 +9,7 @@ that. `make_parts` wires everything from CONF, which nothing below reads;
 from __future__ import annotations
 
 import dataclasses
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from api_service import faults, identity, middleware
 from api_service.agent_client import AgentClient
 from api_service.agents import Agents
 from api_service.dispatcher import Dispatcher
+from api_service.notifications import Notifications
 from api_service.policies import Authorizer
 from api_service.powers import Powers
 from api_service.quotas import Quotas, Rates, Streams
@@ -68,7 +70,7 @@ from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
 from api_service.store.overrides import Overrides
 from api_service.visibility import Visibility
-from common import broker, conf, rpc
+from common import broker, conf, notifier, rpc
 from common.errors import BrokerUnavailable, ConfigurationError, StillframeError
 from common.glance import ImageService
 from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
@@ -152,6 +154,8 @@ class Parts:
     transport: rpc.Transport
     streams: Streams
     calls: ServiceEndpoint
+    #: None: nobody wants notifications.
+    outbox: notifier.Outbox | None
     application: falcon.App[Any, Any]
 
 
@@ -159,7 +163,9 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
     """Wire the API; raise ConfigurationError if an option or the database's schema cannot work."""
     database = make_database(settings)
     database.require_current()
-    ledger, inventory, overrides = Ledger(database), Inventory(database), Overrides(database)
+    inventory, overrides = Inventory(database), Overrides(database)
+    outbox = make_outbox(settings)
+    ledger = Ledger(database, Notifications(inventory, outbox).job_moved if outbox else None)
     agents = Agents(inventory, settings.service_down_time)
     images = ImageService(conf.glance.settings(settings))
     transport = rpc.Transport(settings)
@@ -198,8 +204,15 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         transport=transport,
         streams=services.streams,
         calls=make_calls(services, transport.threads // 2),
+        outbox=outbox,
         application=make_application(services, make_identity(settings)),
     )
+
+
+def make_outbox(settings: cfg.ConfigOpts) -> notifier.Outbox | None:
+    """Return what sends notifications, None where `[oslo_messaging_notifications]` wants none."""
+    sender = notifier.Sender(settings, f"{PROG}:{socket.gethostname()}")
+    return None if sender.is_silent else notifier.Outbox(sender.send)
 
 
 def make_calls(services: Services, most_at_once: int) -> ServiceEndpoint:

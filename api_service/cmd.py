@@ -196,7 +196,9 @@ def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
         silence_s=settings.api.job_silence_timeout,
         is_consuming=lambda: _is_consuming(settings),
     )
-    services: list[daemon.Service] = [server, reaper]
+    # The last to stop: the others may have something to tell at their end.
+    services: list[daemon.Service] = [parts.outbox] if parts.outbox else []
+    services += [server, reaper]
     checks = [reaper.alive]
     if settings.api.serve_http:
         application = behind_proxy(parts.application, settings)

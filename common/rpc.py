@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RPC over RabbitMQ: the only importer of oslo.messaging.
+"""RPC over RabbitMQ; with `notifier` the only importer of oslo.messaging.
 
 Servers hand a method's arguments to the endpoint as they came; a message that
 no endpoint speaks (another major version, an unknown method) goes to the
@@ -51,7 +51,7 @@ _START_PATIENCE_S = 3.0
 _AGAIN_S = 2.0
 
 
-class _ContextSerializer(oslo_messaging.NoOpSerializer):  # type: ignore[misc]
+class ContextSerializer(oslo_messaging.NoOpSerializer):  # type: ignore[misc]
     """Sends a RequestContext as a dict; a tenant's token never goes over the broker."""
 
     def serialize_context(self, context: RequestContext) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class _Dispatcher(rpc_dispatcher.RPCDispatcher):  # type: ignore[misc]
     """Tells `on_refused` of messages that no endpoint speaks."""
 
     def __init__(self, endpoints: Sequence[object], on_refused: Refused | None) -> None:
-        super().__init__(endpoints, _ContextSerializer(), rpc_dispatcher.DefaultRPCAccessPolicy)
+        super().__init__(endpoints, ContextSerializer(), rpc_dispatcher.DefaultRPCAccessPolicy)
         self._on_refused = on_refused
 
     def dispatch(self, incoming: Any) -> Any:
@@ -97,23 +97,11 @@ class Transport:
         self._transport = oslo_messaging.get_rpc_transport(conf)
         #: How many messages a server handles at a time.
         self.threads = _threads(conf)
-        url = oslo_messaging.TransportURL.parse(conf)
-        hosts = [(host.hostname or "localhost", host.port or _AMQP_PORT) for host in url.hosts]
-        in_memory = url.transport == "fake"
-        self._brokers = hosts or ([] if in_memory else [("localhost", _AMQP_PORT)])
+        self._brokers = brokers_of(conf)
 
     def require_broker(self) -> None:
         """Raise BrokerUnavailable unless a host of transport_url takes a connection."""
-        failure = None
-        for address in self._brokers:
-            try:
-                socket.create_connection(address, _CONNECT_TIMEOUT_S).close()
-            except OSError as error:
-                failure = BrokerUnavailable(f"no broker at {address[0]}:{address[1]}: {error}")
-            else:
-                return
-        if failure is not None:
-            raise failure
+        require_broker(self._brokers)
 
     def service(
         self,
@@ -161,7 +149,7 @@ class Transport:
             timeout=timeout_s,
             # Each host of transport_url once, and one of them again.
             retry=max(1, len(self._brokers)),
-            serializer=_ContextSerializer(),
+            serializer=ContextSerializer(),
             transport_options=oslo_messaging.TransportOptions(at_least_once=True),
         )
         return Client(client, topic, self.require_broker, timeout_s)
@@ -301,6 +289,28 @@ class RpcService:
         if not self._is_late:
             self._is_late = True
             LOG.warning("Messages are not consumed yet, waiting for the broker: %s", why)
+
+
+def brokers_of(conf: cfg.ConfigOpts, transport_url: str | None = None) -> list[tuple[str, int]]:
+    """Return the hosts and ports of a transport URL, by default of `transport_url`."""
+    url = oslo_messaging.TransportURL.parse(conf, transport_url)
+    hosts = [(host.hostname or "localhost", host.port or _AMQP_PORT) for host in url.hosts]
+    in_memory = url.transport == "fake"
+    return hosts or ([] if in_memory else [("localhost", _AMQP_PORT)])
+
+
+def require_broker(brokers: Sequence[tuple[str, int]]) -> None:
+    """Raise BrokerUnavailable if there are brokers and none takes a connection."""
+    failure = None
+    for address in brokers:
+        try:
+            socket.create_connection(address, _CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            failure = BrokerUnavailable(f"no broker at {address[0]}:{address[1]}: {error}")
+        else:
+            return
+    if failure is not None:
+        raise failure
 
 
 def _threads(conf: cfg.ConfigOpts) -> int:

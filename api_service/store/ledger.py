@@ -9,7 +9,6 @@ one: where the API itself gave a job up, its agent may know better.
 from __future__ import annotations
 
 import datetime as dt
-import uuid
 from typing import Any
 
 from sqlalchemy import case, select, update
@@ -19,7 +18,7 @@ from api_service.store import job_lists, records
 from api_service.store.engine import Database, retried
 from api_service.store.job_lists import JobQuery
 from api_service.store.models import InstanceRow, JobRow
-from api_service.store.records import Job, NewJob
+from api_service.store.records import Job, Listener, NewJob
 from common import clock
 from common.errors import InstanceBusy, InstanceNotFound
 from common.messages import JobAccepted, JobOutcome, JobProgress
@@ -40,17 +39,17 @@ from common.states import (
 )
 
 _PERCENT = 100
-_ID_MAX = 36
 
 #: Why the API itself ends a job: what it concludes from a silence, and may be wrong about.
 GIVEN_UP = frozenset({"deadline_passed", "agent_unavailable", "agent_lost_job"})
 
 
 class Ledger:
-    """The jobs of the cloud; thread-safe."""
+    """The jobs of the cloud; thread-safe. `listener` hears of every move, once it is committed."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, listener: Listener | None = None) -> None:
         self._database = database
+        self._listener = listener
 
     @retried
     def reserve(self, new: NewJob) -> Job:
@@ -192,7 +191,7 @@ class Ledger:
         ids = [report.job_id, report.instance.uuid]
         if report.kind in IMAGE_KINDS:
             ids.append(report.image_id)
-        if not all(map(_is_id, ids)):
+        if not all(map(records.is_id, ids)):
             return False
         with self._database.write() as session:
             if session.get(JobRow, report.job_id) is not None:
@@ -220,7 +219,9 @@ class Ledger:
             session.flush()
             task_state = FIRST_TASK_STATE[report.kind]
             _take(session, report.instance.uuid, report.job_id, task_state)
-            return True
+            entered = records.job(row)
+        self._tell(None, entered)
+        return True
 
     def find(self, job_id: str) -> Job | None:
         """Return a job."""
@@ -299,6 +300,7 @@ class Ledger:
                 state = _next_state(row, event)
             except IllegalTransition:
                 return None  # a late or doubled report
+            before = records.job(row) if self._listener else None
             if not row.image_id:
                 values = {**values, "discard_image": False}
             for name, value in {**values, "state": state}.items():
@@ -306,7 +308,13 @@ class Ledger:
             if shown:
                 _show(session, row, shown, state)
             session.flush()
-            return records.job(row)
+            moved = records.job(row)
+        self._tell(before, moved)
+        return moved
+
+    def _tell(self, before: Job | None, job: Job) -> None:
+        if self._listener is not None:
+            self._listener(before, job)
 
 
 def _next_state(row: JobRow, event: JobEvent) -> JobState:
@@ -315,14 +323,6 @@ def _next_state(row: JobRow, event: JobEvent) -> JobState:
     if event is JobEvent.FINISH and given_up and row.discarded_at is None:
         return JobState.DONE
     return advance(JobState(row.state), event)
-
-
-def _is_id(text: str) -> bool:
-    try:
-        uuid.UUID(text)
-    except ValueError:
-        return False
-    return len(text) <= _ID_MAX
 
 
 def _show(session: Session, job: JobRow, shown: dict[str, Any], state: JobState) -> None:

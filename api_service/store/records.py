@@ -6,7 +6,8 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import functools
-from collections.abc import Collection
+import uuid
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 from sqlalchemy import Row
@@ -15,6 +16,8 @@ from api_service.store.models import AgentRow, InstanceRow, JobRow
 from common import clock
 from common.messages import CaptureFigures, DiskImage, Flavor, Hypervisor, InstanceRef, StepTime
 from common.states import JobKind, JobState, PowerState, VmState
+
+_ID_MAX = 36
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +155,19 @@ class NewJob:
     castable: bool = False
     #: How many such jobs the project may have open, this one among them; None: any number.
     max_open: int | None = None
+
+
+#: Told of a job as it was before (None: nobody knew of it) and as it is.
+Listener = Callable[[Job | None, Job], None]
+
+
+def is_id(text: str) -> bool:
+    """Tell whether a word that came from outside fits where ids are kept."""
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return len(text) <= _ID_MAX
 
 
 def agent(row: AgentRow) -> Agent:

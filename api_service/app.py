@@ -211,7 +211,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
 
 def make_outbox(settings: cfg.ConfigOpts) -> notifier.Outbox | None:
     """Return what sends notifications, None where `[oslo_messaging_notifications]` wants none."""
-    sender = notifier.Sender(settings, f"{PROG}:{socket.gethostname()}")
+    sender = rpc.Sender(settings, f"{PROG}:{socket.gethostname()}")
     return None if sender.is_silent else notifier.Outbox(sender.send)
 
 

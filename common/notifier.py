@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notifications for whoever listens, by oslo.messaging's notifier.
+"""What is to be told to whoever listens waits here for a thread that sends it (`rpc.Sender`).
 
-What is to be sent waits in memory for a thread that sends it, so whoever has
-something to tell never waits for the broker. While that is away the newest
-events are kept; what is lost is counted and told.
+So whoever has something to tell never waits for the broker. While that is away
+the newest events are kept; what is lost is counted and told.
 """
 
 from __future__ import annotations
@@ -16,17 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import oslo_messaging
-from oslo_config import cfg
-
-from common import rpc
 from common.context import RequestContext
 from common.errors import BrokerUnavailable
 
 LOG = logging.getLogger(__name__)
 
-#: Drivers that send nothing: as good as none.
-_SILENT = frozenset({"", "noop"})
 _AGAIN_S = 2.0
 _KEPT = 1000
 
@@ -39,29 +32,6 @@ class Event:
     level: str
     event_type: str
     payload: dict[str, Any]
-
-
-class Sender:
-    """oslo.messaging's notifier, as `[oslo_messaging_notifications]` describes it."""
-
-    def __init__(self, conf: cfg.ConfigOpts, publisher_id: str) -> None:
-        transport = oslo_messaging.get_notification_transport(conf)
-        group = conf.oslo_messaging_notifications
-        self._brokers = rpc.brokers_of(conf, group.transport_url)
-        self.is_silent = set(group.driver) <= _SILENT
-        self._notifier = oslo_messaging.Notifier(
-            transport,
-            publisher_id=publisher_id,
-            serializer=rpc.ContextSerializer(),
-            # The configured default is to try for ever.
-            retry=max(1, len(self._brokers)),
-        )
-
-    def send(self, event: Event) -> None:
-        """Send; raise BrokerUnavailable if there is none. What fails later is told by the log."""
-        rpc.require_broker(self._brokers)
-        send = getattr(self._notifier, event.level)
-        send(event.context, event.event_type, event.payload)
 
 
 class Outbox:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RPC over RabbitMQ; with `notifier` the only importer of oslo.messaging.
+"""RPC and notifications over RabbitMQ: the only importer of oslo.messaging.
 
 Servers hand a method's arguments to the endpoint as they came; a message that
 no endpoint speaks (another major version, an unknown method) goes to the
@@ -39,6 +39,7 @@ from oslo_messaging.rpc import dispatcher as rpc_dispatcher  # noqa: E402
 
 from common.context import RequestContext, from_wire  # noqa: E402
 from common.errors import AgentUnavailable, BrokerUnavailable, StillframeError  # noqa: E402
+from common.notifier import Event  # noqa: E402
 
 LOG = logging.getLogger(__name__)
 
@@ -49,9 +50,11 @@ _CONNECT_TIMEOUT_S = 2.0
 #: How long a daemon's start waits for its server to consume, before it goes on without.
 _START_PATIENCE_S = 3.0
 _AGAIN_S = 2.0
+#: Drivers of notifications that send nothing: as good as none.
+_SILENT = frozenset({"", "noop"})
 
 
-class ContextSerializer(oslo_messaging.NoOpSerializer):  # type: ignore[misc]
+class _ContextSerializer(oslo_messaging.NoOpSerializer):  # type: ignore[misc]
     """Sends a RequestContext as a dict; a tenant's token never goes over the broker."""
 
     def serialize_context(self, context: RequestContext) -> dict[str, Any]:
@@ -65,7 +68,7 @@ class _Dispatcher(rpc_dispatcher.RPCDispatcher):  # type: ignore[misc]
     """Tells `on_refused` of messages that no endpoint speaks."""
 
     def __init__(self, endpoints: Sequence[object], on_refused: Refused | None) -> None:
-        super().__init__(endpoints, ContextSerializer(), rpc_dispatcher.DefaultRPCAccessPolicy)
+        super().__init__(endpoints, _ContextSerializer(), rpc_dispatcher.DefaultRPCAccessPolicy)
         self._on_refused = on_refused
 
     def dispatch(self, incoming: Any) -> Any:
@@ -149,7 +152,7 @@ class Transport:
             timeout=timeout_s,
             # Each host of transport_url once, and one of them again.
             retry=max(1, len(self._brokers)),
-            serializer=ContextSerializer(),
+            serializer=_ContextSerializer(),
             transport_options=oslo_messaging.TransportOptions(at_least_once=True),
         )
         return Client(client, topic, self.require_broker, timeout_s)
@@ -319,6 +322,29 @@ def _threads(conf: cfg.ConfigOpts) -> int:
     options = dict(messaging_opts.list_opts())[None]
     conf.register_opts([option for option in options if option.name == name])
     return int(conf[name])
+
+
+class Sender:
+    """oslo.messaging's notifier, as `[oslo_messaging_notifications]` describes it."""
+
+    def __init__(self, conf: cfg.ConfigOpts, publisher_id: str) -> None:
+        transport = oslo_messaging.get_notification_transport(conf)
+        group = conf.oslo_messaging_notifications
+        self.is_silent = set(group.driver) <= _SILENT
+        self._brokers = brokers_of(conf, group.transport_url)
+        self._notifier = oslo_messaging.Notifier(
+            transport,
+            publisher_id=publisher_id,
+            serializer=_ContextSerializer(),
+            # The configured default is to try for ever.
+            retry=max(1, len(self._brokers)),
+        )
+
+    def send(self, event: Event) -> None:
+        """Send; raise BrokerUnavailable if there is none. What fails later the log tells."""
+        require_broker(self._brokers)
+        send = getattr(self._notifier, event.level)
+        send(event.context, event.event_type, event.payload)
 
 
 def register_options(conf: cfg.ConfigOpts) -> None:

@@ -93,6 +93,7 @@ def test_while_the_broker_is_away_the_newest_are_kept_and_the_loss_is_told(
 
 
 def test_a_broker_that_is_away_does_not_hold_up_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     broker = Broker()
     outbox = Outbox(broker.send)
     outbox.put(event("a"))

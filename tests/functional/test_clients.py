@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stock clients, unmodified: the openstack command and openstacksdk."""
+"""Stock clients, unmodified: the openstack command, openstacksdk and novaclient."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ import openstack as sdk
 import openstack.config as sdk_config
 import pytest
 import requests
+from keystoneauth1 import session as keystone_session
+from keystoneauth1 import token_endpoint
+from novaclient import client as novaclient
+from novaclient import exceptions as novaclient_errors
 
 from tests.functional.conftest import ROOT, python
-from tests.functional.snapshots import ask, openstack, wait_for
+from tests.functional.snapshots import Asked, ask, openstack, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
@@ -57,6 +61,28 @@ def test_openstacksdk_creates_a_server_image_and_waits(cloud: Cloud, running_gue
         assert image.status == "active"
     finally:
         connection.close()
+
+
+def test_novaclient_finds_snapshots_marks_and_locks_a_server(
+    cloud: Cloud, new_guest: NewGuest
+) -> None:
+    guest = new_guest(start=False)
+    auth = token_endpoint.Token(f"{cloud.api_url}/v2.1", "demo:demo")
+    nova = novaclient.Client("2.96", session=keystone_session.Session(auth, timeout=30))
+    server = nova.servers.find(id=guest.uuid)
+    image_id = nova.servers.create_image(server, "from-novaclient", {"why": "a test"})
+    asked = Asked(cloud, guest, image_id)
+    wait_for(lambda: nova.servers.get(server).to_dict()["OS-EXT-STS:task_state"] is None, "the end")
+    assert nova.instance_action.list(server)[0].action == "createImage"
+    image = asked.image() or {}
+    assert (image["status"], image["why"]) == ("active", "a test")
+    nova.servers.set_meta(server, {"tier": "gold"})
+    assert nova.servers.list(search_opts={"name": guest.name})[0].metadata == {"tier": "gold"}
+    nova.servers.lock(server, reason="being looked at")
+    assert nova.servers.get(server).locked_reason == "being looked at"
+    nova.servers.unlock(server)
+    with pytest.raises(novaclient_errors.NotFound):
+        nova.servers.get("6d1a4ce2-1b5a-4a2c-8f6f-5cbd0e0b7c55")
 
 
 def test_stillframe_manage_broker_check_sees_the_agent(cloud: Cloud) -> None:

@@ -39,7 +39,7 @@ def python() -> str:
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Keep the other test processes out while something is put into the cache."""
-    with lockutils.external_lock("cache", lock_path=str(CACHE.parent)):
+    with lockutils.external_lock("cache.lock", lock_path=str(CACHE.parent)):
         yield
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from oslo_concurrency import lockutils
 
 from tests.functional.meddler import Meddler
 from tools.stack import glance as glance_tools
@@ -35,23 +36,33 @@ def python() -> str:
     return sys.executable
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Keep the other test processes out while something is put into the cache."""
+    with lockutils.external_lock("cache.lock", lock_path=str(CACHE.parent)):
+        yield
+
+
 @pytest.fixture(scope="session")
 def guest_image() -> Path:
     """The test guest: kernel, initrd and a small disk."""
-    return build_image(CACHE / "test-guest", size_mib=512, payload_mib=48)
+    with alone():
+        return build_image(CACHE / "test-guest", size_mib=512, payload_mib=48)
 
 
 @pytest.fixture(scope="session")
 def accelerator(guest_image: Path) -> str:
     """KVM where it really works, software emulation elsewhere."""
-    return choose_accelerator(guest_image, CACHE / "accelerator")
+    with alone():
+        return choose_accelerator(guest_image, CACHE / "accelerator")
 
 
 @pytest.fixture(scope="session")
 def glance_venv() -> Path:
     """PyPI's Glance."""
     venv = CACHE / "venv-glance"
-    glance_tools.make_venv(venv)
+    with alone():
+        glance_tools.make_venv(venv)
     return venv
 
 

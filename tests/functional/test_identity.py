@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.functional.conftest import CACHE
+from tests.functional.conftest import CACHE, alone
 from tests.functional.snapshots import TIMEOUT_S, openstack, wait_for
 from tools.stack import keystone as keystone_tools
 from tools.stack.cloud import Cloud
@@ -63,7 +63,8 @@ def cloud(
     glance_venv: Path,
 ) -> Iterator[Cloud]:
     """A cloud with a Keystone; it stands in for the one that believes everybody."""
-    keystone_tools.make_venv(CACHE / "venv-keystone")
+    with alone():
+        keystone_tools.make_venv(CACHE / "venv-keystone")
     cloud = Cloud(
         tmp_path_factory.mktemp("cloud-with-keystone"),
         cache=CACHE,

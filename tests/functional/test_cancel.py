@@ -15,7 +15,7 @@ from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
 #: What a loaded machine may add to the second that we promise.
-SOON_S = 10.0
+SOON_S = 5.0
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_job_that_waits_for_its_turn_can_be_cancelled(
         requests.delete(url, headers=DEMO, timeout=10)
     for one in asked:
         wait_for(lambda: one.job()["finished_at"], "the end", SOON_S)  # noqa: B023
-        wait_for(lambda: one.image() is None, "the image to go")  # noqa: B023
+        wait_for(lambda: one.image() is None, "the image to go", SOON_S)  # noqa: B023
     assert uploading.ended()["state"] == "done"
 
 

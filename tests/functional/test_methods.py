@@ -127,7 +127,6 @@ def test_a_disk_that_cannot_be_captured_is_left_out_with_its_reason(
     assert job["capture"]["disks_left_out"] == {"vdx": "it is shared with other instances"}
 
 
-@pytest.mark.timeout(900)
 def test_a_guest_with_an_iothread_survives_readers_that_are_killed(
     cloud: Cloud, new_guest: NewGuest, agent_options: Options
 ) -> None:

@@ -101,7 +101,7 @@ class Outbox:
                 self._send(event)
             except BrokerUnavailable as error:
                 self._say_away(error)
-                time.sleep(_AGAIN_S)
+                time.sleep(_AGAIN_S)  # the broker tells nobody that it is back
             else:
                 self._say_back()
                 return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backup policies, their runs, and which policy wanted a job."""
+"""Backup policies and their runs; the jobs of one are found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TABLE: dict[str, Any] = {
 }
 
 revision = "0011"
-down_revision = "0009"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
@@ -28,9 +28,7 @@ def upgrade() -> None:
     """Bring the schema here."""
     _create_policies()
     _create_runs()
-    with op.batch_alter_table("jobs", schema=None) as batch_op:
-        batch_op.add_column(sa.Column("policy_id", sa.String(length=36), nullable=True))
-        batch_op.create_index("ix_jobs_policy", ["policy_id", "created_at", "id"])
+    op.create_index("ix_jobs_policy", "jobs", ["policy_id", "created_at", "id"])
 
 
 def _create_policies() -> None:

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a policy's retention lets go is removed: only images that its own jobs made.
+
+Which those are the ledger tells; of an image's record only its status and
+whether Glance protects it count. Removing can be repeated at any point.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import logging
+from collections.abc import Iterable
+
+from api_service import retention
+from api_service.images import ImageRecords
+from api_service.store.policy_records import Backup, Policy, Retention
+from api_service.store.policy_runs import PolicyRuns
+from common.glance import ImageNotFound, ImageRefused
+
+LOG = logging.getLogger(__name__)
+
+
+class Fate(enum.StrEnum):
+    """What becomes of a backup."""
+
+    KEPT = "kept"
+    DELETED = "deleted"
+    #: No rule keeps it, but its project has it protected in Glance.
+    PROTECTED = "protected"
+    #: One of its images is not active: it takes no other's place, and is left alone.
+    NOT_COUNTED = "not_counted"
+    #: Somebody removed it.
+    GONE = "gone"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The fate of one backup, and the rules that keep it."""
+
+    backup: Backup
+    fate: Fate
+    rules: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pruner:
+    """Applies retentions, or tells what they would do."""
+
+    runs: PolicyRuns
+    images: ImageRecords
+
+    def outlook(self, policy: Policy, wanted: Retention | None) -> list[Verdict]:
+        """Return what would become of a policy's backups; raise ImageServiceUnavailable."""
+        return [
+            verdict
+            for instance_uuid in self.runs.backed_up(policy.id)
+            for verdict in self._judge(policy, instance_uuid, wanted)
+            if verdict.fate is not Fate.GONE
+        ]
+
+    def prune(self, policy: Policy, instance_uuid: str) -> None:
+        """Remove what the policy's retention lets go of an instance's backups.
+
+        Raises ImageServiceUnavailable; then what is left is for another time.
+        """
+        for verdict in self._judge(policy, instance_uuid, policy.retention):
+            backup = verdict.backup
+            if verdict.fate is Fate.GONE:
+                self.runs.was_removed(backup.job_id)
+            elif verdict.fate is Fate.PROTECTED:
+                LOG.info("Kept image %s: it is protected", backup.image_ids[0])
+            elif verdict.fate is Fate.DELETED:
+                self._remove(policy, backup)
+
+    def _judge(
+        self, policy: Policy, instance_uuid: str, wanted: Retention | None
+    ) -> list[Verdict]:
+        """Return the verdicts, newest first: an increment goes before what it lies on."""
+        own, others = self.runs.backups(policy.id, instance_uuid)
+        fates = {backup.job_id: self._look(backup) for backup in own}
+        counted = [one for one in own if fates[one.job_id] in (Fate.KEPT, Fate.PROTECTED)]
+        stays = [one for one in own if fates[one.job_id] in (Fate.NOT_COUNTED, Fate.PROTECTED)]
+        decisions = retention.decide(counted, wanted, policy.time_zone, [*others, *stays])
+        verdicts = [
+            Verdict(backup=one.backup, fate=_fate(one, fates[one.backup.job_id]), rules=one.rules)
+            for one in decisions
+        ]
+        rest = (one for one in own if fates[one.job_id] in (Fate.NOT_COUNTED, Fate.GONE))
+        return verdicts + [Verdict(backup=one, fate=fates[one.job_id]) for one in rest]
+
+    def _look(self, backup: Backup) -> Fate:
+        """Tell how a backup stands before any rule: KEPT is one that counts."""
+        found = list(self._found(backup.image_ids))
+        if not found:
+            return Fate.GONE
+        if len(found) < len(backup.image_ids) or any(status != "active" for status, _ in found):
+            return Fate.NOT_COUNTED
+        is_protected = any(protected for _, protected in found)
+        return Fate.PROTECTED if is_protected else Fate.KEPT
+
+    def _found(self, image_ids: Iterable[str]) -> Iterable[tuple[str, bool]]:
+        for image_id in image_ids:
+            try:
+                image = self.images.look(image_id)
+            except ImageNotFound:
+                continue
+            yield image.status, image.is_protected
+
+    def _remove(self, policy: Policy, backup: Backup) -> None:
+        for image_id in backup.image_ids:
+            try:
+                self.images.delete(image_id)
+            except ImageRefused as error:
+                # Protected only now, or in use: the next run tries again.
+                LOG.warning("Image %s stays: %s", image_id, error)
+                return
+        self.runs.was_removed(backup.job_id)
+        what = (", ".join(backup.image_ids), backup.job_id, policy.id, policy.name)
+        LOG.info("Removed image %s of job %s: policy %s (%s) keeps others", *what)
+
+
+def _fate(decision: retention.Decision, before: Fate) -> Fate:
+    if decision.rules:
+        return Fate.KEPT
+    return Fate.PROTECTED if before is Fate.PROTECTED else Fate.DELETED

@@ -99,6 +99,12 @@ class BackupPolicies:
         """Change the given fields of a policy; None: it is gone."""
         return self._change(policy, lambda known: {**as_given(known), **given})
 
+    def remove(self, caller: RequestContext, policy: Policy) -> None:
+        """Forget a policy and its runs; one that is gone is fine."""
+        if self.policies.remove(policy.id):
+            what = (caller.user_id, policy.id, policy.name)
+            LOG.info("User %s deleted backup policy %s (%s)", *what)
+
     def run_now(self, caller: RequestContext, policy: Policy) -> list[Run]:
         """Have a backup of each of a policy's instances made, whatever its schedule says.
 

@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 
 from api_service import errors as api
 from api_service import faults, microversions, policies, schemas
-from api_service.schemas import v1
+from api_service.schemas import v1, v1_policies
 from api_service.schemas.v1 import Parameters, Schema
 
 #: URL template, what answers it, and the suffix of its methods.
@@ -29,7 +29,7 @@ _NOVA = "/v2.1/"
 _METHODS = ("get", "post", "put", "patch", "delete")
 _JSON = "application/json"
 _PARAMETER = re.compile(r"{(\w+)}")
-_OPEN_PREFIXES = ("/v1/jobs", "/v1/hosts", _NOVA)
+_OPEN_PREFIXES = ("/v1/jobs", "/v1/hosts", "/v1/policies", _NOVA)
 
 #: A whole body of Nova's, whose shape depends on the version.
 _NOVAS: Schema = {"type": "object"}
@@ -61,6 +61,7 @@ def _schema(validator: Draft202012Validator) -> Schema:
     return dict(schema)
 
 
+_POLICY, _POLICY_BODY = "/v1/policies/{policy_id}", v1_policies.POLICY_BODY
 _METADATA, _ITEM = f"{_NOVA}servers/{{server_id}}/metadata", "/{key}"
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
@@ -76,6 +77,21 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         replies={"text/event-stream": v1.EVENT, _JSON: v1.EVENT_BODY},
         query=v1.EVENT_FILTERS,
         also=204,
+    ),
+    ("get", "/v1/policies"): _answers(
+        v1_policies.POLICIES_BODY, query=v1_policies.POLICY_FILTERS
+    ),
+    ("post", "/v1/policies"): _answers(
+        _POLICY_BODY, status=201, body=_schema(v1_policies.POLICY_WHOLE)
+    ),
+    ("get", _POLICY): _answers(_POLICY_BODY),
+    ("put", _POLICY): _answers(_POLICY_BODY, body=_schema(v1_policies.POLICY_WHOLE)),
+    ("patch", _POLICY): _answers(_POLICY_BODY, body=_schema(v1_policies.POLICY_CHANGES)),
+    ("delete", _POLICY): Operation(status=204),
+    ("post", f"{_POLICY}/run"): _answers(v1_policies.STARTED_BODY, status=202),
+    ("get", f"{_POLICY}/runs"): _answers(v1_policies.RUNS_BODY, query=v1_policies.RUN_FILTERS),
+    ("get", f"{_POLICY}/retention"): _answers(
+        v1_policies.RETENTION_BODY, query=v1_policies.RETENTION_FILTERS
     ),
     ("post", f"{_NOVA}servers/{{server_id}}/action"): Operation(
         status=202, body=_any_action(schemas.ACTIONS)
@@ -125,7 +141,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         "info": {
             "title": "Stillframe",
             "version": "1",
-            "description": "Jobs and hosts under /v1; Nova's compute API, as far as it is "
+            "description": "Jobs, hosts and backup policies under /v1; Nova's compute API, as far as it is "
             f"answered here, under /v2.1 ({microversions.MINIMUM} to {microversions.MAXIMUM}).",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },

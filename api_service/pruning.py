@@ -10,13 +10,16 @@ from __future__ import annotations
 import dataclasses
 import enum
 import logging
+from collections import Counter
 from collections.abc import Iterable
 
-from api_service import retention
+from api_service import retention, rotation
 from api_service.images import ImageRecords
+from api_service.rotation import Rotation
+from api_service.store.ledger import Ledger
 from api_service.store.policy_records import Backup, Policy, Retention
 from api_service.store.policy_runs import PolicyRuns
-from common.glance import ImageNotFound, ImageRefused
+from common.glance import ImageNotFound
 
 LOG = logging.getLogger(__name__)
 
@@ -48,7 +51,9 @@ class Pruner:
     """Applies retentions, or tells what they would do."""
 
     runs: PolicyRuns
+    ledger: Ledger
     images: ImageRecords
+    rotation: Rotation
 
     def outlook(self, policy: Policy, wanted: Retention | None) -> list[Verdict]:
         """Return what would become of a policy's backups; raise ImageServiceUnavailable."""
@@ -59,24 +64,26 @@ class Pruner:
             if verdict.fate is not Fate.GONE
         ]
 
-    def prune(self, policy: Policy, instance_uuid: str) -> None:
+    def prune(self, policy: Policy, instance_uuid: str) -> bool:
         """Remove what the policy's retention lets go of an instance's backups.
 
-        Raises ImageServiceUnavailable; then what is left is for another time.
+        False: something must wait for an increment that is being made. Raises
+        ImageServiceUnavailable; then what is left is for another time.
         """
-        for verdict in self._judge(policy, instance_uuid, policy.retention):
-            backup = verdict.backup
-            if verdict.fate is Fate.GONE:
-                self.runs.was_removed(backup.job_id)
-            elif verdict.fate is Fate.PROTECTED:
-                LOG.info("Kept image %s: it is protected", backup.image_ids[0])
-            elif verdict.fate is Fate.DELETED:
-                self._remove(policy, backup)
+        verdicts = self._judge(policy, instance_uuid, policy.retention)
+        # Newest first: an increment goes before what it lies on.
+        goes = [one.backup.job_id for one in verdicts if one.fate in (Fate.DELETED, Fate.GONE)]
+        jobs = [job for job in map(self.ledger.find, goes) if job is not None]
+        outcome = Counter(map(self.rotation.remove, jobs))
+        counts = Counter(str(one.fate) for one in verdicts)
+        words = ", ".join(f"{count} {fate}" for fate, count in sorted(counts.items()))
+        LOG.info("Retention of policy %s (%s): %s", policy.id, policy.name, words)
+        return rotation.Fate.AWAITED not in outcome
 
     def _judge(
         self, policy: Policy, instance_uuid: str, wanted: Retention | None
     ) -> list[Verdict]:
-        """Return the verdicts, newest first: an increment goes before what it lies on."""
+        """Return the verdicts, newest first."""
         own, others = self.runs.backups(policy.id, instance_uuid)
         fates = {backup.job_id: self._look(backup) for backup in own}
         counted = [one for one in own if fates[one.job_id] in (Fate.KEPT, Fate.PROTECTED)]
@@ -106,18 +113,6 @@ class Pruner:
             except ImageNotFound:
                 continue
             yield image.status, image.is_protected
-
-    def _remove(self, policy: Policy, backup: Backup) -> None:
-        for image_id in backup.image_ids:
-            try:
-                self.images.delete(image_id)
-            except ImageRefused as error:
-                # Protected only now, or in use: the next run tries again.
-                LOG.warning("Image %s stays: %s", image_id, error)
-                return
-        self.runs.was_removed(backup.job_id)
-        what = (", ".join(backup.image_ids), backup.job_id, policy.id, policy.name)
-        LOG.info("Removed image %s of job %s: policy %s (%s) keeps others", *what)
 
 
 def _fate(decision: retention.Decision, before: Fate) -> Fate:

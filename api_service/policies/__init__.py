@@ -28,6 +28,7 @@ _ANYBODY = "@"
 _SERVERS = "os_compute_api:servers"
 _METADATA = "/servers/{id}/metadata"
 _ACTIONS = "/servers/{id}/os-instance-actions"
+_POLICIES = "/v1/policies"
 
 _BASE_RULES = tuple(
     policy.RuleDefault(name, check, description=description)
@@ -190,6 +191,32 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
         _ADMIN,
         "Change how fast a running job may read.",
         [("PATCH", "/v1/jobs/{id}")],
+    ),
+    ("stillframe:policies:index", _READER_OR_ADMIN, "List policies.", [("GET", _POLICIES)]),
+    (
+        "stillframe:policies:index:get_all_projects",
+        _ADMIN,
+        "See the backup policies of all projects.",
+        [("GET", _POLICIES), ("GET", f"{_POLICIES}/{{id}}")],
+    ),
+    (
+        "stillframe:policies:show",
+        _READER_OR_ADMIN,
+        "Show a backup policy, what came of it, and what its retention would do.",
+        [("GET", f"{_POLICIES}/{{id}}{more}") for more in ("", "/runs", "/retention")],
+    ),
+    *(
+        (f"stillframe:policies:{name}", _MEMBER_OR_ADMIN, what, operations)
+        for name, what, operations in (
+            ("create", "Make a backup policy.", [("POST", _POLICIES)]),
+            (
+                "update",
+                "Change a backup policy.",
+                [("PUT", f"{_POLICIES}/{{id}}"), ("PATCH", f"{_POLICIES}/{{id}}")],
+            ),
+            ("delete", "Delete a backup policy.", [("DELETE", f"{_POLICIES}/{{id}}")]),
+            ("run", "Run a backup policy now.", [("POST", f"{_POLICIES}/{{id}}/run")]),
+        )
     ),
 )
 

@@ -58,6 +58,7 @@ class Jobs(JobResource):
             project_id=self._project(request, asked),
             instance_uuid=asked.get("instance_uuid"),
             host=asked.get("host"),
+            policy_id=asked.get("policy_id"),
             states=tuple(JobState(state) for state in asked.get("state", ())),
             kinds=tuple(JobKind(kind) for kind in asked.get("kind", ())),
             created_since=_time(asked, "created_since"),

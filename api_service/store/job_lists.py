@@ -24,6 +24,7 @@ class JobQuery:
     project_id: str | None = None
     instance_uuid: str | None = None
     host: str | None = None
+    policy_id: str | None = None
     states: tuple[JobState, ...] = ()
     kinds: tuple[JobKind, ...] = ()
     #: From this time on, and before that one.
@@ -76,6 +77,7 @@ def _conditions(query: JobQuery) -> list[ColumnElement[bool]]:
         (query.project_id, JobRow.project_id.__eq__),
         (query.instance_uuid, JobRow.instance_uuid.__eq__),
         (query.host, JobRow.host.__eq__),
+        (query.policy_id, JobRow.policy_id.__eq__),
         (query.states or None, JobRow.state.in_),
         (query.kinds or None, JobRow.kind.in_),
         (query.created_since, JobRow.created_at.__ge__),

@@ -128,13 +128,6 @@ class PolicyRuns:
         return own, others
 
     @retried
-    def was_removed(self, job_id: str) -> None:
-        """Note that nothing is left of a backup's images."""
-        gone = update(JobRow).where(JobRow.id == job_id).values(removed_at=clock.now())
-        with self._database.write() as session:
-            session.execute(gone)
-
-    @retried
     def forget(self, before: dt.datetime) -> int:
         """Forget the runs that ended before then and left no image; return how many."""
         stands = select(JobRow.id).where(*_STANDS, JobRow.policy_id.is_not(None))

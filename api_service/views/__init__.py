@@ -21,6 +21,9 @@ from api_service.views.hosts import (
 )
 from api_service.views.images import image, image_status, image_summary, image_time
 from api_service.views.jobs import event_id, job, percent
+from api_service.views.policies import backup as policy_backup
+from api_service.views.policies import policy
+from api_service.views.policies import run as policy_run
 from api_service.views.servers import (
     STATUSES,
     server,
@@ -51,6 +54,9 @@ __all__ = [
     "job",
     "our_version_document",
     "percent",
+    "policy",
+    "policy_backup",
+    "policy_run",
     "request_id_of",
     "server",
     "server_summary",

@@ -23,6 +23,7 @@ def job(job_: Job, *, sees_host: bool = False) -> dict[str, Any]:
         "user_id": job_.user_id,
         "host": job_.host if sees_host else None,
         "image_id": job_.image_id or None,
+        "policy_id": job_.policy_id,
         "step": job_.step,
         "progress": percent(job_),
         "bytes_done": job_.bytes_done,

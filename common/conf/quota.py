@@ -28,6 +28,15 @@ with 403. Glance has a limit of its own (image_property_quota), which counts wha
 the image inherits, too.
 """,
     ),
+    cfg.IntOpt(
+        "policies",
+        default=50,
+        min=-1,
+        help="""
+Backup policies that one project may have; another one is refused with 403. -1 is
+no limit.
+""",
+    ),
     cfg.FloatOpt(
         "requests_per_second",
         default=0,

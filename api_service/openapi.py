@@ -78,9 +78,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         query=v1.EVENT_FILTERS,
         also=204,
     ),
-    ("get", "/v1/policies"): _answers(
-        v1_policies.POLICIES_BODY, query=v1_policies.POLICY_FILTERS
-    ),
+    ("get", "/v1/policies"): _answers(v1_policies.POLICIES_BODY, query=v1_policies.POLICY_FILTERS),
     ("post", "/v1/policies"): _answers(
         _POLICY_BODY, status=201, body=_schema(v1_policies.POLICY_WHOLE)
     ),

@@ -80,9 +80,7 @@ class Pruner:
         LOG.info("Retention of policy %s (%s): %s", policy.id, policy.name, words)
         return rotation.Fate.AWAITED not in outcome
 
-    def _judge(
-        self, policy: Policy, instance_uuid: str, wanted: Retention | None
-    ) -> list[Verdict]:
+    def _judge(self, policy: Policy, instance_uuid: str, wanted: Retention | None) -> list[Verdict]:
         """Return the verdicts, newest first."""
         own, others = self.runs.backups(policy.id, instance_uuid)
         fates = {backup.job_id: self._look(backup) for backup in own}

@@ -35,9 +35,7 @@ class PolicyResource(Resource):
         found = policies.find(policy_id) if is_uuid(policy_id) else None
         if found is None or not self.sees(request, found):
             raise _not_found(policy_id)
-        self.services.authorizer.require(
-            self.caller(request), f"{_RULES}:{rule}", found.project_id
-        )
+        self.services.authorizer.require(self.caller(request), f"{_RULES}:{rule}", found.project_id)
         return found
 
     def sees(self, request: falcon.Request, policy: PolicyRecord) -> bool:
@@ -178,9 +176,7 @@ class PolicyRetention(PolicyResource):
         verdicts = self.services.policies.pruner.outlook(policy, retention)
         response.media = {
             "retention": rules_of(retention),
-            "backups": [
-                views.policy_backup(one.backup, one.fate, one.rules) for one in verdicts
-            ],
+            "backups": [views.policy_backup(one.backup, one.fate, one.rules) for one in verdicts],
         }
 
 

@@ -23,9 +23,7 @@ from api_service.policy_runner import PolicyRunner
 from api_service.schedule import Schedule
 from api_service.store.engine import Database
 from api_service.store.lease import Lease
-from api_service.store.policies import Policies
 from api_service.store.policy_records import Missed, Policy, Run, RunState
-from api_service.store.policy_runs import PolicyRuns
 from common import clock
 
 LOG = logging.getLogger(__name__)
@@ -47,8 +45,6 @@ class Scheduler:
         self,
         *,
         database: Database,
-        policies: Policies,
-        runs: PolicyRuns,
         book: BackupPolicies,
         runner: PolicyRunner,
         interval_s: float,
@@ -58,9 +54,7 @@ class Scheduler:
         holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         lasts_s = max(interval_s * _LEASE_ROUNDS, _LEASE_MIN_S)
         self._lease = Lease(database, "scheduler", holder, lasts_s)
-        self._policies = policies
-        self._runs = runs
-        self._book = book
+        self._book, self._policies, self._runs = book, book.policies, book.runs
         self._runner = runner
         self._interval_s = interval_s
         self._missed_after = dt.timedelta(seconds=missed_after_s)

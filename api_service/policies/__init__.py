@@ -89,6 +89,7 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
     *(
         (rule, _MEMBER_OR_ADMIN, what, [("POST", f"/servers/{{id}}/action ({action})")])
         for rule, what, action in (
+            ("os_compute_api:os-create-backup", "Take a backup of a server.", "createBackup"),
             ("os_compute_api:os-pause-server:pause", "Pause a server.", "pause"),
             ("os_compute_api:os-pause-server:unpause", "Unpause a server.", "unpause"),
             (f"{_SERVERS}:start", "Start a server.", "os-start"),

@@ -17,6 +17,7 @@ from oslo_config import cfg
 from api_service.agent_client import AgentClient
 from api_service.agents import Agents
 from api_service.app import make_application, make_calls
+from api_service.backups import Backups
 from api_service.dispatcher import Dispatcher
 from api_service.policies import Authorizer
 from api_service.powers import Powers
@@ -178,6 +179,7 @@ class Cloud:
             ledger=self.ledger,
             agents=self.agents,
             snapshots=snapshots,
+            backups=Backups(snapshots=snapshots),
             overrides=overrides,
             powers=Powers(
                 ledger=self.ledger,

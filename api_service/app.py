@@ -28,6 +28,7 @@ from api_service.backups import Backups
 from api_service.dispatcher import Dispatcher
 from api_service.notifications import Notifications
 from api_service.policies import Authorizer
+from api_service.policy_parts import PolicyLimits, PolicyParts, make_policy_parts
 from api_service.powers import Powers
 from api_service.quotas import Quotas, Rates, Streams
 from api_service.resources.actions import ServerAction
@@ -50,6 +51,13 @@ from api_service.resources.job_events import JobEvents
 from api_service.resources.limits import Extensions, Limits
 from api_service.resources.metadata import ServerMetadata, ServerMetadataItem
 from api_service.resources.operations import Job, Jobs
+from api_service.resources.policies import (
+    Policies,
+    Policy,
+    PolicyRetention,
+    PolicyRun,
+    PolicyRuns,
+)
 from api_service.resources.servers import Server, Servers, ServersDetail
 from api_service.resources.services import Resource, Services
 from api_service.resources.versions import (
@@ -120,6 +128,11 @@ ROUTES: tuple[tuple[str, type[Resource], str | None], ...] = (
     ("/v1/jobs", Jobs, None),
     ("/v1/jobs/{job_id}", Job, None),
     ("/v1/jobs/{job_id}/events", JobEvents, None),
+    ("/v1/policies", Policies, None),
+    ("/v1/policies/{policy_id}", Policy, None),
+    ("/v1/policies/{policy_id}/run", PolicyRun, None),
+    ("/v1/policies/{policy_id}/runs", PolicyRuns, None),
+    ("/v1/policies/{policy_id}/retention", PolicyRetention, None),
 )
 
 #: From the outside in: the log line sees everything, the resource only what passed the rest.
@@ -146,6 +159,7 @@ class Parts:
     agents: Agents
     images: ImageService
     dispatcher: Dispatcher
+    policies: PolicyParts
     transport: rpc.Transport
     streams: Streams
     calls: ServiceEndpoint
@@ -167,15 +181,18 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
     client = transport.client(topic=COMPUTE_TOPIC, version=RPC_VERSION, timeout_s=_RPC_TIMEOUT_S)
     dispatcher = Dispatcher(ledger, AgentClient(client, agents.clock_offset_s))
     authorizer = Authorizer(settings)
+    visibility = Visibility(authorizer=authorizer, inventory=inventory, ledger=ledger)
     snapshots = _snapshots(settings, ledger, agents, images)
+    backups = Backups(snapshots=snapshots)
     services = Services(
         authorizer=authorizer,
-        visibility=Visibility(authorizer=authorizer, inventory=inventory, ledger=ledger),
+        visibility=visibility,
         inventory=inventory,
         ledger=ledger,
         agents=agents,
         snapshots=snapshots,
-        backups=Backups(snapshots=snapshots),
+        backups=backups,
+        policies=_policies(settings, database, visibility, images, backups, dispatcher),
         overrides=overrides,
         powers=Powers(
             ledger=ledger,
@@ -198,6 +215,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         agents=agents,
         images=images,
         dispatcher=dispatcher,
+        policies=services.policies,
         transport=transport,
         streams=services.streams,
         calls=make_calls(services, transport.threads // 2),
@@ -233,6 +251,30 @@ def _snapshots(
         images=images,
         accept_timeout_s=settings.api.job_accept_timeout,
         quotas=_quotas(settings),
+    )
+
+
+def _policies(
+    settings: cfg.ConfigOpts,
+    database: Database,
+    visibility: Visibility,
+    images: ImageService,
+    backups: Backups,
+    dispatcher: Dispatcher,
+) -> PolicyParts:
+    most = settings.quota.policies
+    return make_policy_parts(
+        database=database,
+        visibility=visibility,
+        images=images,
+        backups=backups,
+        dispatcher=dispatcher,
+        limits=PolicyLimits(
+            backups_per_host=settings.policies.backups_per_host,
+            missed_after_s=settings.policies.missed_after,
+            history_days=settings.policies.history_days,
+            most=None if most < 0 else most,
+        ),
     )
 
 

@@ -71,7 +71,10 @@ class BackupPolicies:
     can_verify: bool = False
 
     def create(self, caller: RequestContext, given: Mapping[str, Any]) -> Policy:
-        """Make a policy of the caller's project; also raises OverQuota or Forbidden (no project)."""
+        """Make a policy of the caller's project.
+
+        Also raises OverQuota, or Forbidden where the caller has no project.
+        """
         if caller.project_id is None:
             raise Forbidden("A policy belongs to a project: ask with a token of one.")
         fields = _fields({**_DEFAULTS, **given})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`stillframe-api`: REST, the agents' reports, the dispatcher and the reaper in one process."""
+"""`stillframe-api`: REST, the agents' reports, dispatcher, reaper and scheduler in one process."""
 
 from __future__ import annotations
 
@@ -184,6 +184,7 @@ def _tls(settings: cfg.ConfigOpts) -> _Tls | None:
 
 def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
     rotator = _rotator(settings, parts)
+    scheduler = parts.policies.scheduler(settings.api.dispatch_interval)
     status = StatusEndpoint(parts.ledger, parts.inventory, parts.agents, rotator.poke)
     server = parts.transport.service(
         topic=API_TOPIC,
@@ -203,8 +204,8 @@ def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
     )
     # The last to stop: the others may have something to tell at their end.
     services: list[daemon.Service] = [parts.outbox] if parts.outbox else []
-    services += [server, reaper, rotator]
-    checks = [reaper.alive, rotator.alive]
+    services += [server, reaper, rotator, scheduler]
+    checks = [reaper.alive, rotator.alive, scheduler.alive]
     if settings.api.serve_http:
         application = behind_proxy(parts.application, settings)
         http = HttpServer(application, settings, parts.streams)

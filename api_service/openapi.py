@@ -139,8 +139,9 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         "info": {
             "title": "Stillframe",
             "version": "1",
-            "description": "Jobs, hosts and backup policies under /v1; Nova's compute API, as far as it is "
-            f"answered here, under /v2.1 ({microversions.MINIMUM} to {microversions.MAXIMUM}).",
+            "description": "Jobs, hosts and backup policies under /v1; Nova's compute API, as "
+            "far as it is answered here, under /v2.1 "
+            f"({microversions.MINIMUM} to {microversions.MAXIMUM}).",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],

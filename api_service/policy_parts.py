@@ -9,17 +9,15 @@ from api_service.backup_policies import BackupPolicies
 from api_service.backups import Backups
 from api_service.dispatcher import Dispatcher
 from api_service.images import ImageRecords
-from api_service.policies import Authorizer
 from api_service.policy_runner import PolicyRunner, Verify
 from api_service.pruning import Pruner
 from api_service.rotation import Rotation
 from api_service.scheduler import Scheduler
 from api_service.store.backups import BackupList
 from api_service.store.engine import Database
-from api_service.store.inventory import Inventory
-from api_service.store.ledger import Ledger
 from api_service.store.policies import Policies
 from api_service.store.policy_runs import PolicyRuns
+from api_service.visibility import Visibility
 
 _CREATE_BACKUP = "os_compute_api:os-create-backup"
 
@@ -60,17 +58,15 @@ class PolicyParts:
 def make_policy_parts(
     *,
     database: Database,
-    ledger: Ledger,
-    inventory: Inventory,
+    visibility: Visibility,
     images: ImageRecords,
     backups: Backups,
-    authorizer: Authorizer,
     dispatcher: Dispatcher,
     limits: PolicyLimits,
     verify: Verify | None = None,
 ) -> PolicyParts:
     """Wire them; without `verify`, what tries a backup, no policy may ask for it."""
-    runs = PolicyRuns(database)
+    runs, ledger, inventory = PolicyRuns(database), visibility.ledger, visibility.inventory
     book = BackupPolicies(
         policies=Policies(database),
         runs=runs,
@@ -88,12 +84,10 @@ def make_policy_parts(
         backups=backups,
         pruner=pruner,
         poke=dispatcher.poke,
-        require_allowed=lambda caller, instance: authorizer.require(
+        require_allowed=lambda caller, instance: visibility.authorizer.require(
             caller, _CREATE_BACKUP, instance.project_id
         ),
         backups_per_host=limits.backups_per_host,
         verify=verify,
     )
-    return PolicyParts(
-        database=database, book=book, pruner=pruner, runner=runner, limits=limits
-    )
+    return PolicyParts(database=database, book=book, pruner=pruner, runner=runner, limits=limits)

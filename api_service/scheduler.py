@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import logging
 import os
 import socket
@@ -79,23 +80,14 @@ class Scheduler:
     def round(self) -> None:
         """Look once at every policy that is due and every run that has not ended."""
         for policy in self._policies.due(clock.now()):
-            self._guard(f"Planning policy {policy.id}", lambda policy=policy: self._plan(policy))
+            _guard(f"Planning policy {policy.id}", functools.partial(self._plan, policy))
         at_work = self._runs.at_work()
         for run in self._runs.open(clock.now()):
             if self._stopping.is_set():
                 return
-            self._guard(
-                f"Run {run.id} of policy {run.policy_id}",
-                lambda run=run: self._runner.look_at(run, at_work),
-            )
+            look = functools.partial(self._runner.look_at, run, at_work)
+            _guard(f"Run {run.id} of policy {run.policy_id}", look)
         self._forget()
-
-    def _guard(self, what: str, work: Callable[[], None]) -> None:
-        """Do one thing; a defect met there must not keep the others waiting."""
-        try:
-            work()
-        except Exception:
-            LOG.exception("%s failed; it is tried again", what)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -136,6 +128,14 @@ class Scheduler:
         gone = self._runs.forget(clock.now() - self._history)
         if gone:
             LOG.info("Forgot %d runs of policies that ended long ago", gone)
+
+
+def _guard(what: str, work: Callable[[], None]) -> None:
+    """Do one thing; a defect met there must not keep the others waiting."""
+    try:
+        work()
+    except Exception:
+        LOG.exception("%s failed; it is tried again", what)
 
 
 def _missed(run: Run, now: dt.datetime) -> Run:

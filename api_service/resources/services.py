@@ -13,6 +13,7 @@ from api_service.agents import Agents
 from api_service.backups import Backups
 from api_service.dispatcher import Dispatcher
 from api_service.policies import Authorizer
+from api_service.policy_parts import PolicyParts
 from api_service.powers import Powers
 from api_service.quotas import Rates, Streams
 from api_service.snapshots import Snapshots
@@ -35,6 +36,7 @@ class Services:
     agents: Agents
     snapshots: Snapshots
     backups: Backups
+    policies: PolicyParts
     powers: Powers
     overrides: Overrides
     dispatcher: Dispatcher

@@ -158,6 +158,7 @@ class JobRow(Base):
         Index("ix_jobs_discard", "discard_image"),
         Index("ix_jobs_backups", "instance_uuid", "backup_type", "created_at", "id"),
         Index("ix_jobs_rotation", "rotation_due"),
+        Index("ix_jobs_policy", "policy_id", "created_at", "id"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)

@@ -121,7 +121,8 @@ class PolicyRuns:
         with self._database.read() as session:
             jobs = list(session.scalars(_made(instance_uuid)))
             times = _times(session, [row.id for row in jobs if row.policy_id == policy_id])
-        own, others = [], []
+        own: list[Backup] = []
+        others: list[Backup] = []
         for row in jobs:
             at = times.get(row.id, row.created_at)
             (own if row.policy_id == policy_id else others).append(_backup(row, at))

@@ -20,6 +20,8 @@ from api_service.app import make_application, make_calls
 from api_service.backups import Backups
 from api_service.dispatcher import Dispatcher
 from api_service.policies import Authorizer
+from api_service.policy_parts import PolicyLimits, make_policy_parts
+from api_service.policy_runner import Verify
 from api_service.powers import Powers
 from api_service.quotas import Quotas, Rates, Streams
 from api_service.reaper import Reaper
@@ -119,6 +121,8 @@ class Cloud:
         quotas: Quotas | None = None,
         rates: Rates | None = None,
         streams: Streams | None = None,
+        policy_limits: PolicyLimits | None = None,
+        verify: Verify | None = None,
     ) -> None:
         self.quotas, self.rates = quotas or Quotas(), rates or Rates()
         self.streams = streams or Streams(look_s=0.05)
@@ -133,7 +137,8 @@ class Cloud:
         self.status = StatusEndpoint(self.ledger, self.inventory, self.agents)
         self.reaper = self.make_reaper()
         self.health: dict[str, Callable[[], Any]] = {"database": lambda: None}
-        services = self._services()
+        services = self._services(policy_limits or PolicyLimits(), verify)
+        self.policies = services.policies
         self.http = testing.TestClient(make_application(services))
         self.calls = make_calls(services, most_at_once=CALLS_AT_ONCE)
 
@@ -158,7 +163,7 @@ class Cloud:
             is_consuming=is_consuming,
         )
 
-    def _services(self) -> Services:
+    def _services(self, limits: PolicyLimits, verify: Verify | None) -> Services:
         conf = cfg.ConfigOpts()
         conf([], project="stillframe", default_config_files=[], default_config_dirs=[])
         overrides = Overrides(self.database)
@@ -170,16 +175,25 @@ class Cloud:
             quotas=self.quotas,
         )
         authorizer = Authorizer(conf)
+        visibility = Visibility(authorizer=authorizer, inventory=self.inventory, ledger=self.ledger)
+        backups = Backups(snapshots=snapshots)
         return Services(
             authorizer=authorizer,
-            visibility=Visibility(
-                authorizer=authorizer, inventory=self.inventory, ledger=self.ledger
-            ),
+            visibility=visibility,
             inventory=self.inventory,
             ledger=self.ledger,
             agents=self.agents,
             snapshots=snapshots,
-            backups=Backups(snapshots=snapshots),
+            backups=backups,
+            policies=make_policy_parts(
+                database=self.database,
+                visibility=visibility,
+                images=self.images,
+                backups=backups,
+                dispatcher=self.dispatcher,
+                limits=limits,
+                verify=verify,
+            ),
             overrides=overrides,
             powers=Powers(
                 ledger=self.ledger,

@@ -28,12 +28,15 @@ from tools.stack.databases import SERVERS, ProgramMissing
 ON_EVERY_DATABASE = frozenset(
     f"tests.api.{name}"
     for name in (
+        "test_backup_policies",
         "test_databases",
         "test_giving_up",
         "test_host_reports",
         "test_job_lists",
         "test_instance_actions",
         "test_keeping_promises",
+        "test_policy_retention",
+        "test_policy_runs",
         "test_quotas",
         "test_reports",
         "test_server_lists",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from api_service.policy_parts import PolicyLimits
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from tests.api.clouds import Cloud
 from tests.api.policy_days import MEMBER, POLICIES, Clock, Days, wish
 
@@ -181,9 +181,7 @@ def test_another_project_finds_nothing(days: Days, instance: InstanceRecord) -> 
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_what_cannot_be_is_400_and_named(
-    days: Days, changes: dict[str, Any], named: str
-) -> None:
+def test_what_cannot_be_is_400_and_named(days: Days, changes: dict[str, Any], named: str) -> None:
     assert named in refused(days.ask("POST", POLICIES, {"policy": wish(**changes)}))
     made = days.make()
     url = f"{POLICIES}/{made['id']}"
@@ -221,7 +219,9 @@ def test_instances_are_chosen_anew_at_each_run(
     assert theirs.uuid not in {run["instance_uuid"] for run in reply.json["runs"]}
 
 
-def test_readers_see_and_members_do(days: Days, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readers_see_and_members_do(
+    database_url: str, days: Days, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from api_service import middleware
 
     made = days.make()
@@ -233,6 +233,7 @@ def test_readers_see_and_members_do(days: Days, monkeypatch: pytest.MonkeyPatch)
         request.context.caller.roles = ["reader"]
 
     monkeypatch.setattr(middleware.NoIdentity, "process_request", as_reader)
+    days.cloud = Cloud(database_url, days.cloud.images, days.cloud.casts)
     for more in ("", "/runs", "/retention"):
         assert days.ask("GET", url + more).status_code == 200
     for method, more, body in (
@@ -245,6 +246,7 @@ def test_readers_see_and_members_do(days: Days, monkeypatch: pytest.MonkeyPatch)
         target = POLICIES if (method, more) == ("POST", "") else url + more
         given = {"policy": wish()} if target == POLICIES else body
         assert "stillframe:policies:" in refused(days.ask(method, target, given), 403)
+    days.cloud.database.engine.dispose()
 
 
 def test_a_project_has_no_more_policies_than_it_may(

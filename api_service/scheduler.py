@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the backup policies: plans what is due, and looks after each run until it has ended.
 
-One process of the cloud does it at a time (a lease). Should two of them ever
-believe that it is theirs, each run is still planned and asked for once: the
-database moves a policy, and a run, only from where it was seen.
+One process of the cloud does it at a time (a lease). Should two of them believe
+that it is theirs (a round that waits for Glance outlasts a lease), each run is
+still planned and asked for once: the database moves a policy, and a run, only
+from where it was seen.
 """
 
 from __future__ import annotations
@@ -30,8 +31,6 @@ from common import clock
 LOG = logging.getLogger(__name__)
 
 _LEASE_ROUNDS = 3
-#: A round may ask for many backups, each of which waits for Glance.
-_LEASE_MIN_S = 60.0
 _FORGET_EVERY = dt.timedelta(hours=1)
 #: A run of a policy that will never be due again waits so long.
 _LAST_WAITS = dt.timedelta(days=1)
@@ -53,8 +52,7 @@ class Scheduler:
         history_days: int,
     ) -> None:
         holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        lasts_s = max(interval_s * _LEASE_ROUNDS, _LEASE_MIN_S)
-        self._lease = Lease(database, "scheduler", holder, lasts_s)
+        self._lease = Lease(database, "scheduler", holder, interval_s * _LEASE_ROUNDS)
         self._book, self._policies, self._runs = book, book.policies, book.runs
         self._runner = runner
         self._interval_s = interval_s

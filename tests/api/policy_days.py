@@ -88,6 +88,16 @@ class Days:
             self.announce()
             self.round()
 
+    def nights(self, count: int) -> None:
+        """Let so many nights pass, with rounds at 02:00 (UTC) and a little later."""
+        for _ in range(count):
+            at = self.clock.now.replace(hour=2, minute=0, second=0)
+            self.clock.now = at if at > self.clock.now else at + dt.timedelta(days=1)
+            for minutes in (0, 10):
+                self.clock.advance(minutes=minutes)
+                self.announce()
+                self.round()
+
     def round(self) -> None:
         """Let the scheduler look, the agent work, and the scheduler see what came of it."""
         self.scheduler.round()

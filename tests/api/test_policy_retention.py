@@ -36,7 +36,7 @@ def outlook(days: Days, policy: dict[str, Any], query: str = "") -> list[tuple[s
 def test_the_older_ones_go_when_a_new_one_is_done(days: Days) -> None:
     days.add_instance()
     days.make(retention={"last": 2})
-    days.pass_time(days=5)
+    days.nights(5)
     assert standing(days) == ["20260306", "20260307"]
 
 
@@ -44,7 +44,7 @@ def test_each_instance_is_kept_to_it_by_itself(days: Days) -> None:
     days.add_instance()
     days.add_instance()
     days.make(retention={"last": 1})
-    days.pass_time(days=3)
+    days.nights(3)
     assert standing(days) == ["20260305"] * 2
 
 
@@ -57,7 +57,7 @@ def test_only_the_policys_own_backups_count_and_go(days: Days) -> None:
     body = {"createBackup": {"name": "b-20200102", "backup_type": "nightly", "rotation": 5}}
     assert days.cloud.act(record.uuid, body).status_code == 202
     days.finish_all()
-    days.pass_time(days=4, step=dt.timedelta(minutes=10))
+    days.nights(4)
     assert sorted(standing(days)) == [
         "20200101",
         "20200102",
@@ -71,20 +71,20 @@ def test_only_the_policys_own_backups_count_and_go(days: Days) -> None:
 def test_what_a_user_wrote_on_an_image_changes_nothing(days: Days) -> None:
     days.add_instance()
     days.make(retention={"last": 1})
-    days.pass_time(days=1)
+    days.nights(1)
     (image,) = days.cloud.images.records.values()
     image.update(image_type="snapshot", backup_type="precious", instance_uuid="x", owner="y")
-    days.pass_time(days=1)
+    days.nights(1)
     assert standing(days) == ["20260304"]
 
 
 def test_a_protected_image_stays_and_others_go(days: Days) -> None:
     days.add_instance()
     made = days.make(retention={"last": 1})
-    days.pass_time(days=1)
+    days.nights(1)
     (image,) = days.cloud.images.records.values()
     image["protected"] = True
-    days.pass_time(days=2)
+    days.nights(2)
     assert standing(days) == ["20260303", "20260305"]
     assert outlook(days, made) == [("kept", ["last"]), ("protected", [])]
 
@@ -92,10 +92,10 @@ def test_a_protected_image_stays_and_others_go(days: Days) -> None:
 def test_an_image_that_is_not_active_takes_no_others_place(days: Days) -> None:
     days.add_instance()
     made = days.make(retention={"last": 2})
-    days.pass_time(days=2)
+    days.nights(2)
     newest = list(days.cloud.images.records.values())[-1]
     newest["status"] = "deactivated"
-    days.pass_time(days=1)
+    days.nights(1)
     assert standing(days) == ["20260303", "20260304", "20260305"]
     assert [fate for fate, _ in outlook(days, made)] == ["kept", "kept", "not_counted"]
 
@@ -103,10 +103,10 @@ def test_an_image_that_is_not_active_takes_no_others_place(days: Days) -> None:
 def test_an_image_that_somebody_deleted_is_no_trouble(days: Days) -> None:
     days.add_instance()
     made = days.make(retention={"last": 2})
-    days.pass_time(days=2)
+    days.nights(2)
     days.cloud.images.records.popitem()
     assert len(outlook(days, made)) == 1
-    days.pass_time(days=1)
+    days.nights(1)
     assert standing(days) == ["20260303", "20260305"]
     jobs = days.ask("GET", f"/v1/jobs?policy_id={made['id']}").json["jobs"]
     assert [job["removed_at"] is None for job in jobs] == [True, False, True]
@@ -122,7 +122,7 @@ def test_what_a_kept_increment_lies_on_stays_until_that_goes(days: Days) -> None
         ["20260306"],
         ["20260306", "20260307"],
     ):
-        days.pass_time(days=1)
+        days.nights(1)
         assert standing(days) == stands
     assert outlook(days, made) == [("kept", ["last"]), ("kept", ["parent"])]
 
@@ -130,11 +130,11 @@ def test_what_a_kept_increment_lies_on_stays_until_that_goes(days: Days) -> None
 def test_what_a_users_own_increment_lies_on_stays(days: Days) -> None:
     record = days.add_instance()
     made = days.make(retention={"last": 1})
-    days.pass_time(days=1)
+    days.nights(1)
     body = {"name": "mine-20260303i", "metadata": {"stillframe:incremental": "true"}}
     assert days.cloud.act(record.uuid, {"createImage": body}).status_code == 202
     days.finish_all()
-    days.pass_time(days=2)
+    days.nights(2)
     assert standing(days) == ["20260303", "20260303", "20260305"]
     assert outlook(days, made) == [("kept", ["last"]), ("kept", ["parent"])]
 
@@ -142,7 +142,7 @@ def test_what_a_users_own_increment_lies_on_stays(days: Days) -> None:
 def test_nothing_goes_while_glance_is_away_and_the_rest_later(days: Days) -> None:
     days.add_instance()
     made = days.make(retention={"last": 1})
-    days.pass_time(days=1)
+    days.nights(1)
     days.clock.now = DUE + dt.timedelta(days=1)
     days.announce()
     days.scheduler.round()
@@ -163,7 +163,7 @@ def test_nothing_goes_while_glance_is_away_and_the_rest_later(days: Days) -> Non
 def test_what_cannot_be_removed_in_a_day_is_left_to_the_next_backup(days: Days) -> None:
     days.add_instance()
     made = days.make(retention={"last": 1})
-    days.pass_time(days=1)
+    days.nights(1)
     days.clock.now = DUE + dt.timedelta(days=1)
     days.announce()
     days.scheduler.round()
@@ -181,7 +181,7 @@ def test_a_backup_of_what_is_removed_meanwhile_waits_for_the_increment(days: Day
     """An increment that is being made may come to lie on any earlier one."""
     record = days.add_instance()
     made = days.make(retention={"last": 1})
-    days.pass_time(days=1)
+    days.nights(1)
     days.clock.now = DUE + dt.timedelta(days=1)
     days.announce()
     days.scheduler.round()
@@ -201,7 +201,7 @@ def test_a_backup_of_what_is_removed_meanwhile_waits_for_the_increment(days: Day
 def test_a_dry_run_says_what_another_retention_would_do_and_does_nothing(days: Days) -> None:
     days.add_instance()
     made = days.make()
-    days.pass_time(days=9)
+    days.nights(9)
     assert outlook(days, made) == [("kept", ["everything"])] * 9
     assert outlook(days, made, "?last=1&weekly=2") == [
         ("kept", ["last", "weekly"]),
@@ -224,11 +224,11 @@ def test_a_run_that_was_caught_up_counts_as_of_when_it_was_made(days: Days) -> N
     """Its data are of that day, not of the one that it was due on."""
     days.add_instance()
     made = days.make(retention={"daily": 5})
-    days.pass_time(hours=15)
+    days.nights(1)
     days.clock.now = DUE + dt.timedelta(days=3, hours=20)
     days.announce()
     days.round()
-    days.pass_time(hours=10)
+    days.nights(1)
     backups = days.ask("GET", f"{POLICIES}/{made['id']}/retention").json["backups"]
     assert [one["at"] for one in backups] == [
         "2026-03-07T02:00:00Z",

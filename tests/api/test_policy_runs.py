@@ -51,7 +51,8 @@ def at(days: Days, moment: dt.datetime) -> None:
 
 def test_a_run_is_asked_for_when_it_is_due_in_the_name_of_the_policys_maker(days: Days) -> None:
     record, made = days.add_instance(), days.make(freeze="auto")
-    days.pass_time(hours=13)
+    at(days, DUE - dt.timedelta(seconds=1))
+    days.scheduler.round()
     assert days.runs(made) == []
     at(days, DUE + dt.timedelta(seconds=3))
     days.scheduler.round()
@@ -94,7 +95,7 @@ def test_the_jobs_of_a_policy_are_found_and_name_it(days: Days) -> None:
 
 def test_each_run_of_a_policy_is_a_request_of_its_own(days: Days) -> None:
     record, _ = days.add_instance(), days.make()
-    days.pass_time(days=2)
+    days.nights(2)
     url = f"/v2.1/servers/{record.uuid}/os-instance-actions"
     actions = days.ask("GET", url).json["instanceActions"]
     assert [one["action"] for one in actions] == ["createBackup"] * 2
@@ -187,7 +188,6 @@ def test_a_busy_instance_is_asked_for_again_until_the_policy_is_due_next(days: D
     assert days.states(made) == ["done"]
 
     days.cloud.snapshot(record.uuid)
-    days.pass_time(days=0)
     at(days, DUE + dt.timedelta(days=1))
     days.scheduler.round()
     at(days, DUE + dt.timedelta(days=2))
@@ -237,7 +237,7 @@ def test_a_backup_that_fails_ends_its_run_with_the_reason_and_removes_nothing(
 ) -> None:
     days.add_instance()
     made = days.make(retention={"last": 1})
-    days.pass_time(days=1)
+    days.nights(1)
     at(days, DUE + dt.timedelta(days=1))
     days.scheduler.round()
     (job,) = days.cloud.ledger.open_jobs()
@@ -262,7 +262,7 @@ def test_runs_that_were_missed_are_caught_up_with_once_or_skipped(
     assert [run["state"]] == states
     assert run["due_at"] == "2026-03-06T02:00:00Z", "the last of them"
     assert run["reason_code"] == (None if missed_runs == "catch_up" else "missed")
-    days.pass_time(hours=20)
+    days.nights(1)
     assert days.states(made) == ["done", *states]
 
 
@@ -293,7 +293,9 @@ def test_jitter_spreads_the_begin_and_is_the_same_each_day(days: Days) -> None:
     for _ in range(3):
         days.add_instance()
     made = days.make(jitter_s=3600)
-    days.pass_time(days=3)
+    for number in range(2):
+        at(days, DUE + dt.timedelta(days=number))
+        days.pass_time(hours=2, step=dt.timedelta(minutes=15))
     begins: dict[str, set[str]] = {}
     for run in days.runs(made):
         assert run["state"] == "done"
@@ -310,7 +312,8 @@ def test_a_policy_that_is_disabled_or_deleted_begins_nothing_more(days: Days) ->
     started = len(days.cloud.ledger.jobs())
     days.ask("PATCH", f"{POLICIES}/{disabled['id']}", {"policy": {"enabled": False}})
     days.ask("DELETE", f"{POLICIES}/{deleted['id']}")
-    days.pass_time(days=2)
+    days.pass_time(hours=2)
+    days.nights(1)
     assert len(days.cloud.ledger.jobs()) == started
     assert days.states(disabled) == ["skipped"]
     assert days.runs(disabled)[0]["reason_code"] == "policy_disabled"
@@ -354,7 +357,7 @@ def test_who_may_have_no_backups_has_none_by_a_policy_either(
 def test_every_so_often_an_increment_is_a_whole_one(days: Days) -> None:
     days.add_instance()
     days.make(incremental=True, full_every=3)
-    days.pass_time(days=7)
+    days.nights(7)
     assert days.chain_lengths == [0, 1, 2, 0, 1, 2, 0]
 
 
@@ -379,7 +382,7 @@ def test_a_defect_met_at_one_policy_does_not_keep_the_others_waiting(
 def test_runs_have_pages_and_filters(days: Days) -> None:
     record, other = days.add_instance(), days.add_instance()
     made = days.make()
-    days.pass_time(days=3)
+    days.nights(3)
     whole = days.runs(made)
     assert len(whole) == 6
     found: list[Any] = []
@@ -401,7 +404,7 @@ def test_runs_have_pages_and_filters(days: Days) -> None:
 def test_a_history_ends_but_not_while_its_backup_stands(days: Days) -> None:
     days.add_instance()
     made = days.make(retention={"last": 2})
-    days.pass_time(days=5)
+    days.nights(5)
     days.ask("PATCH", f"{POLICIES}/{made['id']}", {"policy": {"enabled": False}})
     assert days.states(made) == ["done"] * 5
     days.clock.advance(days=91)

@@ -69,7 +69,7 @@ def test_unless_it_will_not_stay(cloud: Cloud, instance: InstanceRecord) -> None
         {"name": " nightly"},
         {"metadata": {"key": 1}},
         {"metadata": {"owner": "p-other"}},
-        {"metadata": {"stillframe:pause": "perhaps"}},
+        {"metadata": {"stillframe:paus": "never"}},
         {"more": 1},
     ],
     ids=repr,

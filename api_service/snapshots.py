@@ -105,8 +105,8 @@ class Snapshots:
         _require_quiet(instance, ACTIONS[wish.kind])
         self.agents.require_up(instance.host)
         # Before anything is reserved: it may find fault with the metadata.
-        backup_type = wish.backup and wish.backup.backup_type
-        record = images.snapshot_record(instance, caller, wish.name, wish.metadata, backup_type)
+        type_ = wish.backup.backup_type if wish.backup else None
+        record = images.snapshot_record(instance, caller, wish.name, wish.metadata, type_)
         image_id, job_id = str(uuid.uuid4()), job_id or str(uuid.uuid4())
         deadline = clock.now() + dt.timedelta(seconds=self.accept_timeout_s)
         job = self.ledger.reserve(
@@ -134,9 +134,8 @@ class Snapshots:
         except Exception as error:
             self._undo(job, error)
             raise
-        by = (caller.user_id, caller.project_id, wish.kind)
-        what = (image_id, wish.name, job_id)
-        LOG.info("User %s of project %s asks for a %s: image %s (%s), job %s", *by, *what)
+        told = (caller.user_id, caller.project_id, wish.kind, image_id, wish.name, job_id)
+        LOG.info("User %s of project %s asks for a %s: image %s (%s), job %s", *told)
         return job
 
     def _undo(self, job: Job, error: Exception) -> None:

@@ -39,6 +39,7 @@ ON_EVERY_DATABASE = frozenset(
         "test_policy_runs",
         "test_quotas",
         "test_reports",
+        "test_rotation",
         "test_server_lists",
     )
 )

@@ -11,7 +11,6 @@ import dataclasses
 import enum
 import logging
 from collections import Counter
-from collections.abc import Iterable
 
 from api_service import retention, rotation
 from api_service.images import ImageRecords
@@ -19,7 +18,7 @@ from api_service.rotation import Rotation
 from api_service.store.ledger import Ledger
 from api_service.store.policy_records import Backup, Policy, Retention
 from api_service.store.policy_runs import PolicyRuns
-from common.glance import ImageNotFound
+from common.glance import Image, ImageNotFound
 
 LOG = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ class Fate(enum.StrEnum):
     DELETED = "deleted"
     #: No rule keeps it, but its project has it protected in Glance.
     PROTECTED = "protected"
-    #: One of its images is not active: it takes no other's place, and is left alone.
+    #: Its image is not active: it takes no other's place, and is left alone.
     NOT_COUNTED = "not_counted"
     #: Somebody removed it.
     GONE = "gone"
@@ -71,10 +70,9 @@ class Pruner:
         ImageServiceUnavailable; then what is left is for another time.
         """
         verdicts = self._judge(policy, instance_uuid, policy.retention)
-        # Newest first: an increment goes before what it lies on.
         goes = [one.backup.job_id for one in verdicts if one.fate in (Fate.DELETED, Fate.GONE)]
         jobs = [job for job in map(self.ledger.find, goes) if job is not None]
-        outcome = Counter(map(self.rotation.remove, jobs))
+        outcome = self.rotation.remove_all(jobs)
         counts = Counter(str(one.fate) for one in verdicts)
         words = ", ".join(f"{count} {fate}" for fate, count in sorted(counts.items()))
         LOG.info("Retention of policy %s (%s): %s", policy.id, policy.name, words)
@@ -95,22 +93,25 @@ class Pruner:
         return verdicts + [Verdict(backup=one, fate=fates[one.job_id]) for one in rest]
 
     def _look(self, backup: Backup) -> Fate:
-        """Tell how a backup stands before any rule: KEPT is one that counts."""
-        found = list(self._found(backup.image_ids))
-        if not found:
+        """Tell how a backup stands before any rule: KEPT is one that counts.
+
+        It stands while the root disk's image does, which is removed last.
+        """
+        found = {image.id: image for image in map(self._find, backup.image_ids) if image}
+        root = found.get(backup.image_ids[0])
+        if root is None:
             return Fate.GONE
-        if len(found) < len(backup.image_ids) or any(status != "active" for status, _ in found):
+        if root.status != "active":
             return Fate.NOT_COUNTED
-        is_protected = any(protected for _, protected in found)
+        is_protected = any(image.is_protected for image in found.values())
         return Fate.PROTECTED if is_protected else Fate.KEPT
 
-    def _found(self, image_ids: Iterable[str]) -> Iterable[tuple[str, bool]]:
-        for image_id in image_ids:
-            try:
-                image = self.images.look(image_id)
-            except ImageNotFound:
-                continue
-            yield image.status, image.is_protected
+    def _find(self, image_id: str) -> Image | None:
+        try:
+            image: Image = self.images.look(image_id)
+        except ImageNotFound:
+            return None
+        return image
 
 
 def _fate(decision: retention.Decision, before: Fate) -> Fate:

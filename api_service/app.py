@@ -194,12 +194,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         backups=backups,
         policies=_policies(settings, database, visibility, images, backups, dispatcher),
         overrides=overrides,
-        powers=Powers(
-            ledger=ledger,
-            overrides=overrides,
-            agents=agents,
-            accept_timeout_s=settings.api.job_accept_timeout,
-        ),
+        powers=_powers(settings, ledger, agents, overrides),
         dispatcher=dispatcher,
         health_checks=health.checks(settings, database),
         link_prefix=settings.api.compute_link_prefix,
@@ -251,6 +246,17 @@ def _snapshots(
         images=images,
         accept_timeout_s=settings.api.job_accept_timeout,
         quotas=_quotas(settings),
+    )
+
+
+def _powers(
+    settings: cfg.ConfigOpts, ledger: Ledger, agents: Agents, overrides: Overrides
+) -> Powers:
+    return Powers(
+        ledger=ledger,
+        overrides=overrides,
+        agents=agents,
+        accept_timeout_s=settings.api.job_accept_timeout,
     )
 
 

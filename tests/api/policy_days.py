@@ -53,6 +53,11 @@ class Days:
         self.announce()
         return record
 
+    def begin_at(self, moment: dt.datetime) -> None:
+        """Let it be that time, with a heartbeat."""
+        self.clock.now = moment
+        self.announce()
+
     def announce(self) -> None:
         """Let a heartbeat come."""
         self.cloud.announce(*self.instances)

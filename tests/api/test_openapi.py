@@ -26,11 +26,12 @@ from schemathesis.specs.openapi.checks import (
 import api_service
 from api_service import manage, openapi
 from api_service.app import ROUTES
-from api_service.schemas import v1
+from api_service.schemas import v1, v1_policies
 from api_service.store.overrides import Overrides
 from common.reports import InstanceRecord
 from tests.api import agents as agent_says
 from tests.api.clouds import Cloud
+from tests.api.policy_days import wish
 
 COMMITTED = Path(api_service.__file__).with_name("openapi.json")
 CHECKS = (
@@ -90,7 +91,7 @@ def busy(cloud: Cloud, instance: InstanceRecord) -> dict[str, str]:
     other, idle = agent_says.instance(), agent_says.instance()
     cloud.announce(instance, other, idle)
     Overrides(cloud.database).change_metadata(idle.uuid, lambda _: {"a": "1"})
-    ids: dict[str, str] = {"server_id": idle.uuid}
+    ids: dict[str, str] = {"server_id": idle.uuid, "policy_id": policy_of(cloud)}
     for name, record in (("job_id", instance), ("done_id", other)):
         image_id = cloud.snapshot(record.uuid).json["image_id"]
         ids[name] = str(cloud.casts.next()["job_id"])
@@ -99,6 +100,15 @@ def busy(cloud: Cloud, instance: InstanceRecord) -> dict[str, str]:
     report = agent_says.finished(ids["done_id"], other.uuid, image_id)
     cloud.report("job_finished", report)
     return ids
+
+
+def policy_of(cloud: Cloud) -> str:
+    """Make a policy that has run; return its id."""
+    who = {"X-Auth-Token": "demo:p-demo"}
+    made = cloud.http.simulate_post("/v1/policies", json={"policy": wish()}, headers=who)
+    policy_id = str(made.json["policy"]["id"])
+    cloud.http.simulate_post(f"/v1/policies/{policy_id}/run", headers=who)
+    return policy_id
 
 
 def test_each_reply_of_ours_is_what_its_schema_says(cloud: Cloud, busy: dict[str, str]) -> None:
@@ -110,6 +120,10 @@ def test_each_reply_of_ours_is_what_its_schema_says(cloud: Cloud, busy: dict[str
         f"/v1/jobs/{busy['job_id']}": v1.JOB_BODY,
         f"/v1/jobs/{busy['done_id']}": v1.JOB_BODY,
         f"/v1/jobs/{busy['job_id']}/events?wait=0": v1.EVENT_BODY,
+        "/v1/policies?limit=1": v1_policies.POLICIES_BODY,
+        f"/v1/policies/{busy['policy_id']}": v1_policies.POLICY_BODY,
+        f"/v1/policies/{busy['policy_id']}/runs?limit=1": v1_policies.RUNS_BODY,
+        f"/v1/policies/{busy['policy_id']}/retention": v1_policies.RETENTION_BODY,
     }.items():
         reply = cloud.get(url, "admin:ops")
         assert reply.status_code == 200, url

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from common.reports import InstanceRecord
 from tests.api.clouds import Cloud
 from tests.api.policy_days import POLICIES, Clock, Days
 
@@ -29,24 +30,7 @@ def test_a_month_has_one_backup_of_each_night_and_keeps_what_it_should(
         incremental=True,
         full_every=7,
     )
-    days.pass_time(days=9)
-    second = days.add_instance(name="web")
-    days.pass_time(days=1)
-
-    days.clock.advance(days=2, hours=20)  # down: the nights of 11, 12 and 13 October
-    days.pass_time(days=2)
-
-    cloud.snapshot(first.uuid)  # which its agent does not begin with for long
-    for _ in range(40):
-        days.clock.advance(hours=1)
-        days.announce()
-        days.scheduler.round()
-        for job in cloud.ledger.open_jobs():
-            if job.instance_uuid != first.uuid:
-                days.finish(job)
-    days.finish_all()
-    days.pass_time(days=16)
-
+    second = live_through_it(days, first)
     runs = days.runs(made)
     assert Counter(run["due_at"] for run in runs if run["instance_uuid"] == first.uuid) == {
         f"{night:%Y-%m-%d}T{hour}:30:00Z": 1
@@ -69,6 +53,28 @@ def test_a_month_has_one_backup_of_each_night_and_keeps_what_it_should(
     assert sorted(cloud.images.records) == sorted(
         [image_id for one in kept for image_id in one["image_ids"]] + by_hand(cloud)
     )
+
+
+def live_through_it(days: Days, first: InstanceRecord) -> InstanceRecord:
+    """Let it be November; return an instance that came on the ninth of October."""
+    days.pass_time(days=9)
+    second = days.add_instance(name="web")
+    days.pass_time(days=1)
+
+    days.clock.advance(days=2, hours=20)  # down: the nights of 11, 12 and 13 October
+    days.pass_time(days=2)
+
+    days.cloud.snapshot(first.uuid)  # which its agent does not begin with for long
+    for _ in range(40):
+        days.clock.advance(hours=1)
+        days.announce()
+        days.scheduler.round()
+        for job in days.cloud.ledger.open_jobs():
+            if job.instance_uuid != first.uuid:
+                days.finish(job)
+    days.finish_all()
+    days.pass_time(days=16)
+    return second
 
 
 def nights(first: dt.date, last: dt.date) -> list[tuple[dt.date, str]]:

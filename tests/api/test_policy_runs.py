@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of a policy's runs: asked for once, tried again, skipped with a reason."""
+"""A policy's runs: due when they should be, asked for once, and told."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from api_service.policy_parts import PolicyLimits
 from api_service.policy_runner import PolicyRunner
 from api_service.store.ledger import Ledger
 from api_service.store.policies import Policies
-from common.glance import ImageServiceUnavailable
 from common.messages import SnapshotOptions
 from common.states import JobState
 from tests.api.clouds import Cloud
@@ -43,18 +42,12 @@ def another(database_url: str, cloud: Cloud) -> Iterator[Callable[..., Cloud]]:
         yield make
 
 
-def at(days: Days, moment: dt.datetime) -> None:
-    """Let it be that time, with a heartbeat."""
-    days.clock.now = moment
-    days.announce()
-
-
 def test_a_run_is_asked_for_when_it_is_due_in_the_name_of_the_policys_maker(days: Days) -> None:
     record, made = days.add_instance(), days.make(freeze="auto")
-    at(days, DUE - dt.timedelta(seconds=1))
+    days.begin_at(DUE - dt.timedelta(seconds=1))
     days.scheduler.round()
     assert days.runs(made) == []
-    at(days, DUE + dt.timedelta(seconds=3))
+    days.begin_at(DUE + dt.timedelta(seconds=3))
     days.scheduler.round()
     cast = days.cloud.casts.next()
     assert (cast["method"], cast["backup_type"]) == ("backup_instance", "nightly")
@@ -107,7 +100,7 @@ def test_two_processes_ask_for_each_run_once(days: Days, another: Callable[..., 
     for _ in range(4):
         days.add_instance()
     made = days.make()
-    at(days, DUE)
+    days.begin_at(DUE)
     limits = PolicyLimits(backups_per_host=10)
     schedulers = [another(policy_limits=limits).policies.scheduler(5.0) for _ in range(2)]
     start = threading.Barrier(2)
@@ -133,7 +126,7 @@ def test_a_process_that_died_after_it_had_asked_is_not_asked_for_again(
 ) -> None:
     days.add_instance()
     made = days.make()
-    at(days, DUE)
+    days.begin_at(DUE)
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -155,7 +148,7 @@ def test_a_policy_that_changed_while_it_was_planned_is_planned_anew(
 ) -> None:
     days.add_instance()
     made = days.make()
-    at(days, DUE)
+    days.begin_at(DUE)
     before = Policies.plan
 
     def change_first(self: Policies, *arguments: Any) -> bool:
@@ -168,133 +161,12 @@ def test_a_policy_that_changed_while_it_was_planned_is_planned_anew(
     assert days.runs(made) == []
 
 
-def test_a_busy_instance_is_asked_for_again_until_the_policy_is_due_next(days: Days) -> None:
-    record, made = days.add_instance(), days.make()
-    assert days.cloud.snapshot(record.uuid).status_code == 202
-    at(days, DUE)
-    for _ in range(100):
-        days.scheduler.round()
-        days.clock.advance(minutes=1)
-        days.announce()
-    (run,) = days.runs(made)
-    assert (run["state"], run["reason_code"]) == ("waiting", "conflict")
-    assert "task_state image_snapshot_pending" in run["reason"]
-    assert 10 < run["attempts"] < 40, "less and less often"
-
-    days.finish_all()
-    days.clock.advance(minutes=5)
-    days.announce()
-    days.round()
-    assert days.states(made) == ["done"]
-
-    days.cloud.snapshot(record.uuid)
-    at(days, DUE + dt.timedelta(days=1))
-    days.scheduler.round()
-    at(days, DUE + dt.timedelta(days=2))
-    days.scheduler.round()
-    newest, skipped, _ = days.runs(made)
-    assert (skipped["state"], skipped["reason_code"]) == ("skipped", "conflict")
-    assert "given up" in skipped["reason"]
-    assert newest["state"] == "waiting"
-
-
-def test_an_agent_that_is_down_is_recorded_and_tried_again(days: Days) -> None:
-    days.add_instance()
-    made = days.make()
-    days.clock.now = DUE
-    days.scheduler.round()
-    (run,) = days.runs(made)
-    assert (run["state"], run["reason_code"]) == ("waiting", "agent_unavailable")
-    days.clock.now = DUE + dt.timedelta(days=1)
-    days.scheduler.round()
-    waiting, failed = days.runs(made)
-    assert (failed["state"], failed["reason_code"]) == ("error", "agent_unavailable")
-    assert waiting["state"] == "waiting"
-    days.clock.advance(minutes=6)
-    days.announce()
-    days.round()
-    assert days.states(made) == ["done", "error"]
-
-
-def test_a_glance_that_is_away_is_tried_again_with_another_job(days: Days) -> None:
-    days.add_instance()
-    made = days.make()
-    at(days, DUE)
-    days.cloud.images.failure = ImageServiceUnavailable("the image service does not answer")
-    days.scheduler.round()
-    (run,) = days.runs(made)
-    assert (run["state"], run["reason_code"]) == ("waiting", "image_service_unavailable")
-    days.cloud.images.failure = None
-    days.clock.advance(minutes=1)
-    days.announce()
-    days.round()
-    assert days.states(made) == ["done"]
-    assert sorted(job.state for job in days.cloud.ledger.jobs()) == ["done", "error"]
-
-
-def test_a_backup_that_fails_ends_its_run_with_the_reason_and_removes_nothing(
-    days: Days,
-) -> None:
-    days.add_instance()
-    made = days.make(retention={"last": 1})
-    days.nights(1)
-    at(days, DUE + dt.timedelta(days=1))
-    days.scheduler.round()
-    (job,) = days.cloud.ledger.open_jobs()
-    failed = {"state": JobState.ERROR, "reason": "no room", "reason_code": "no_room"}
-    days.finish(job, **failed)
-    days.scheduler.round()
-    newest, first = days.runs(made)
-    assert (newest["state"], newest["reason"]) == ("error", "no room")
-    assert first["state"] == "done"
-    assert days.cloud.images.deleted == []
-
-
-@pytest.mark.parametrize(("missed_runs", "states"), [("catch_up", ["done"]), ("skip", ["skipped"])])
-def test_runs_that_were_missed_are_caught_up_with_once_or_skipped(
-    days: Days, missed_runs: str, states: list[str]
-) -> None:
-    days.add_instance()
-    made = days.make(missed_runs=missed_runs)
-    at(days, DUE + dt.timedelta(days=3, hours=7))
-    days.round()
-    (run,) = days.runs(made)
-    assert [run["state"]] == states
-    assert run["due_at"] == "2026-03-06T02:00:00Z", "the last of them"
-    assert run["reason_code"] == (None if missed_runs == "catch_up" else "missed")
-    days.nights(1)
-    assert days.states(made) == ["done", *states]
-
-
-def test_a_round_that_is_a_little_late_misses_nothing(days: Days) -> None:
-    days.add_instance()
-    made = days.make(missed_runs="skip")
-    at(days, DUE + dt.timedelta(seconds=299))
-    days.round()
-    assert days.states(made) == ["done"]
-
-
-def test_a_host_has_only_so_many_backups_of_policies_at_a_time(days: Days) -> None:
-    for _ in range(5):
-        days.add_instance()
-    made = days.make()
-    at(days, DUE)
-    for at_work, left in ((2, 3), (2, 1), (1, 0)):
-        days.scheduler.round()
-        assert len(days.cloud.ledger.open_jobs()) == at_work
-        waiting = [run for run in days.runs(made) if run["state"] == "waiting"]
-        assert [run["reason_code"] for run in waiting] == ["host_busy"] * left
-        days.finish_all()
-    days.scheduler.round()
-    assert days.states(made) == ["done"] * 5
-
-
 def test_jitter_spreads_the_begin_and_is_the_same_each_day(days: Days) -> None:
     for _ in range(3):
         days.add_instance()
     made = days.make(jitter_s=3600)
     for number in range(2):
-        at(days, DUE + dt.timedelta(days=number))
+        days.begin_at(DUE + dt.timedelta(days=number))
         days.pass_time(hours=2, step=dt.timedelta(minutes=15))
     begins: dict[str, set[str]] = {}
     for run in days.runs(made):
@@ -304,79 +176,11 @@ def test_jitter_spreads_the_begin_and_is_the_same_each_day(days: Days) -> None:
     assert len(set.union(*begins.values())) > 1
 
 
-def test_a_policy_that_is_disabled_or_deleted_begins_nothing_more(days: Days) -> None:
-    days.add_instance()
-    disabled, deleted = days.make(jitter_s=3600), days.make(jitter_s=3600)
-    at(days, DUE)
-    days.scheduler.round()
-    started = len(days.cloud.ledger.jobs())
-    days.ask("PATCH", f"{POLICIES}/{disabled['id']}", {"policy": {"enabled": False}})
-    days.ask("DELETE", f"{POLICIES}/{deleted['id']}")
-    days.pass_time(hours=2)
-    days.nights(1)
-    assert len(days.cloud.ledger.jobs()) == started
-    assert days.states(disabled) == ["skipped"]
-    assert days.runs(disabled)[0]["reason_code"] == "policy_disabled"
-
-    days.ask("POST", f"{POLICIES}/{disabled['id']}/run")
-    days.round()
-    assert days.states(disabled) == ["done", "skipped"], "unless somebody asks"
-
-
-def test_an_instance_that_is_deleted_meanwhile_is_skipped(days: Days) -> None:
-    days.add_instance()
-    made = days.make(jitter_s=3600)
-    at(days, DUE)
-    days.scheduler.round()
-    days.instances.clear()
-    days.pass_time(hours=2)
-    (run,) = days.runs(made)
-    assert (run["state"], run["reason_code"]) == ("skipped", "instance_not_found")
-
-
-def test_who_may_have_no_backups_has_none_by_a_policy_either(
-    days: Days, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from api_service import policies
-
-    days.add_instance()
-    made = days.make()
-    before = policies.Authorizer.allows
-
-    def refuse(self: Any, caller: Any, rule: str, *more: Any) -> bool:
-        return "os-create-backup" not in rule and before(self, caller, rule, *more)
-
-    monkeypatch.setattr(policies.Authorizer, "allows", refuse)
-    at(days, DUE)
-    days.scheduler.round()
-    (run,) = days.runs(made)
-    assert (run["state"], run["reason_code"]) == ("error", "forbidden")
-    assert days.cloud.ledger.jobs() == []
-
-
 def test_every_so_often_an_increment_is_a_whole_one(days: Days) -> None:
     days.add_instance()
     days.make(incremental=True, full_every=3)
     days.nights(7)
     assert days.chain_lengths == [0, 1, 2, 0, 1, 2, 0]
-
-
-def test_a_defect_met_at_one_policy_does_not_keep_the_others_waiting(
-    days: Days, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    days.add_instance()
-    broken, fine = days.make(name="broken"), days.make(name="fine")
-    before = Policies.plan
-
-    def fail(self: Policies, policy: Any, *more: Any) -> bool:
-        if policy.id == broken["id"]:
-            raise RuntimeError("a defect")
-        return before(self, policy, *more)
-
-    monkeypatch.setattr(Policies, "plan", fail)
-    at(days, DUE)
-    days.round()
-    assert (days.states(broken), days.states(fine)) == ([], ["done"])
 
 
 def test_runs_have_pages_and_filters(days: Days) -> None:
@@ -421,7 +225,7 @@ def test_a_backup_that_cannot_be_verified_takes_no_others_place(
     days.scheduler = days.cloud.policies.scheduler(5.0)
     made = days.make(verify=True, retention={"last": 1})
     for number, state in enumerate((JobState.DONE, JobState.DONE, JobState.ERROR)):
-        at(days, DUE + dt.timedelta(days=number))
+        days.begin_at(DUE + dt.timedelta(days=number))
         days.scheduler.round()
         days.finish_all()
         days.scheduler.round()
@@ -448,6 +252,6 @@ def test_nothing_is_due_before_its_time(days: Days) -> None:
     days.add_instance()
     made = days.make(schedule={"cron": "0 0 1 * *", "time_zone": "Pacific/Auckland"})
     assert made["next_due_at"] == "2026-03-31T11:00:00Z"
-    at(days, BEGIN + dt.timedelta(days=20))
+    days.begin_at(BEGIN + dt.timedelta(days=20))
     days.round()
     assert days.runs(made) == []

@@ -84,6 +84,7 @@ def test_a_page_is_read_along_an_index(cloud: Cloud, many: dict[str, str]) -> No
         (f"/v1/jobs?limit=10&instance_uuid={many['of']}", ADMIN),
         ("/v1/jobs?limit=10&state=pending", ADMIN),
         ("/v1/jobs?limit=10&host=compute-1", ADMIN),
+        (f"/v1/jobs?limit=10&policy_id={uuid.UUID(int=7)}", ADMIN),
         ("/v1/jobs?limit=10&created_since=2020-01-01", ADMIN),
     ):
         steps = plans(cloud, url, who)

@@ -21,7 +21,7 @@ from api_service.store.instance_lists import InstanceQuery
 from api_service.store.inventory import Inventory
 from api_service.store.policies import Policies
 from api_service.store.policy_records import Missed, Policy, Retention, Run, RunState
-from api_service.store.policy_runs import PolicyRuns
+from api_service.store.policy_runs import PolicyRuns, RunQuery
 from api_service.store.records import Instance
 from common import clock
 from common.context import RequestContext
@@ -111,15 +111,19 @@ class BackupPolicies:
     def run_now(self, caller: RequestContext, policy: Policy) -> list[Run]:
         """Have a backup of each of a policy's instances made, whatever its schedule says.
 
-        Raises Conflict if it means none.
+        Those that such a run waits for already are left out. Raises Conflict if
+        there are no others.
         """
-        now = clock.now()
+        now, waiting = clock.now(), self._waited_for(policy)
         runs = [
             new_run(policy, instance, due_at=now, give_up_at=now + _MANUAL_WAIT, manual=True)
             for instance in self.instances_of(policy)
+            if instance.uuid not in waiting
         ]
         if not runs:
-            raise Conflict(f"Policy {policy.id} means no instance that exists.")
+            raise Conflict(
+                f"Policy {policy.id} means no instance that exists and is not waited for already."
+            )
         self.runs.add(runs)
         what = (caller.user_id, policy.id, policy.name, len(runs))
         LOG.info("User %s runs backup policy %s (%s): %d instances", *what)
@@ -129,6 +133,10 @@ class BackupPolicies:
         """Return the instances that a policy means now, of its project alone."""
         is_meant = _test_of(policy.instances)
         return [one for one in self._instances(policy) if is_meant(one)]
+
+    def _waited_for(self, policy: Policy) -> set[str]:
+        query = RunQuery(policy_id=policy.id, states=(RunState.WAITING,), manual=True)
+        return {run.instance_uuid for run in self.runs.page(query)}
 
     def _instances(self, policy: Policy) -> Iterator[Instance]:
         query = InstanceQuery(

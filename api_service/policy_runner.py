@@ -37,7 +37,9 @@ _NAME_MAX = 255
 _RETRY_FIRST_S = 5
 _RETRY_MAX_S = 300
 _DOUBLINGS_MAX = 6
-_PRUNE_RETRY = dt.timedelta(minutes=1)
+_AFTERWARDS_RETRY = dt.timedelta(minutes=1)
+#: So long after its time a backup may wait for what tries it.
+_VERIFY_WITHIN = dt.timedelta(days=1)
 #: What a retention could not remove until then goes after the next backup.
 _PRUNE_FOR = dt.timedelta(days=1)
 
@@ -105,12 +107,27 @@ class PolicyRunner:
         if job is None or job.state is not JobState.DONE:
             reason, code = (job.reason, job.reason_code) if job else ("its job is gone", "job_gone")
             self._end(policy, run, RunState.ERROR, reason or "the backup failed", code)
-        elif policy.verify and self.verify is not None:
-            verifying = self.verify(caller_of(policy, run), job)
-            if self.runs.move(run, RunState.VERIFYING, verify_job_id=verifying.id):
-                self.poke(verifying.id)
+        elif policy.verify:
+            self._have_verified(policy, run, job)
         else:
             self._go_on_to_prune(policy, run, at_work)
+
+    def _have_verified(self, policy: Policy, run: Run, job: Job) -> None:
+        if self.verify is None:
+            words = "the backup was made, but this cloud cannot verify it"
+            self._end(policy, run, RunState.ERROR, words, "cannot_verify")
+            return
+        try:
+            verifying = self.verify(caller_of(policy, run), job)
+        except StillframeError as error:
+            if _is_passing(error) and clock.now() - run.start_at < _VERIFY_WITHIN:
+                self.runs.move(run, RunState.ASKED, retry_at=clock.now() + _AFTERWARDS_RETRY)
+            else:
+                words = f"the backup was made, but could not be verified: {error.message}"
+                self._end(policy, run, RunState.ERROR, words, error.code)
+            return
+        if self.runs.move(run, RunState.VERIFYING, verify_job_id=verifying.id, retry_at=None):
+            self.poke(verifying.id)
 
     def follow_verification(self, policy: Policy, run: Run, at_work: Counter[str]) -> None:
         """See whether the backup can be restored; one that cannot takes no other's place."""
@@ -131,7 +148,7 @@ class PolicyRunner:
             LOG.warning("What policy %s lets go is removed later: %s", policy.id, error)
             is_settled = False
         if not is_settled and clock.now() - run.start_at < _PRUNE_FOR:
-            self.runs.move(run, RunState.PRUNING, retry_at=clock.now() + _PRUNE_RETRY)
+            self.runs.move(run, RunState.PRUNING, retry_at=clock.now() + _AFTERWARDS_RETRY)
             return
         if not is_settled:
             LOG.error("What policy %s lets go stays until its next backup", policy.id)
@@ -151,7 +168,7 @@ class PolicyRunner:
         try:
             job = self._request(policy, run, instance)
         except StillframeError as error:
-            if error.retryable or isinstance(error, _PASSING):
+            if _is_passing(error):
                 self._note(policy, run, error.message, error.code)
             else:
                 self._end(policy, run, RunState.ERROR, error.message, error.code)
@@ -230,6 +247,10 @@ def caller_of(policy: Policy, run: Run) -> RequestContext:
     """Return who a run is asked for by: the policy's maker, with a request id of the run's own."""
     kept = {name: value for name, value in policy.context.items() if name not in _OF_REQUEST}
     return context.from_wire({**kept, "request_id": f"req-{_job_id(run)}"}, run.instance_uuid)
+
+
+def _is_passing(error: StillframeError) -> bool:
+    return error.retryable or isinstance(error, _PASSING)
 
 
 def _job_id(run: Run) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 import datetime as dt
 from collections.abc import Callable, Iterable
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import bindparam, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from api_service.errors import OverQuota
@@ -94,6 +94,7 @@ class Policies:
         """Enter the runs of a policy that is due, and when it is due next.
 
         False, and nothing is entered: another process did so, or the policy was changed.
+        What was entered before stays as it is: our clock may have been put back.
         """
         as_seen = (
             PolicyRow.id == policy.id,
@@ -104,8 +105,15 @@ class Policies:
             moved = update(PolicyRow).where(*as_seen).values(next_due_at=next_due_at)
             if not session.execute(moved).rowcount:  # type: ignore[attr-defined]
                 return False
-            session.add_all(policy_rows.run_row(run) for run in runs)
+            for run in runs:
+                once = (run.policy_id, run.instance_uuid, run.due_at)
+                if not session.scalar(_KNOWN, dict(zip(_ONCE, once, strict=True))):
+                    session.add(policy_rows.run_row(run))
             return True
+
+
+_ONCE = ("policy_id", "instance_uuid", "due_at")
+_KNOWN = select(func.count()).where(*(getattr(RunRow, name) == bindparam(name) for name in _ONCE))
 
 
 def _require_room(session: Session, project_id: str, most: int | None) -> None:

@@ -29,6 +29,7 @@ class RunQuery:
     policy_id: str
     instance_uuid: str | None = None
     states: tuple[RunState, ...] = ()
+    manual: bool | None = None
     #: The last run of the page before.
     marker: str | None = None
     limit: int = 1000
@@ -57,6 +58,8 @@ class PolicyRuns:
         statement = select(RunRow).where(RunRow.policy_id == query.policy_id)
         if query.states:
             statement = statement.where(RunRow.state.in_(query.states))
+        if query.manual is not None:
+            statement = statement.where(RunRow.manual.is_(query.manual))
         if query.instance_uuid is not None:
             statement = statement.where(RunRow.instance_uuid == query.instance_uuid)
         with self._database.read() as session:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A month of a policy, hour by hour, with all that goes wrong in a month."""
+"""A month of a policy, night by night, with all that goes wrong in a month."""
 
 from __future__ import annotations
 
@@ -57,24 +57,35 @@ def test_a_month_has_one_backup_of_each_night_and_keeps_what_it_should(
 
 def live_through_it(days: Days, first: InstanceRecord) -> InstanceRecord:
     """Let it be November; return an instance that came on the ninth of October."""
-    days.pass_time(days=9)
+    until(days, dt.datetime(2026, 10, 9, 12, tzinfo=dt.UTC))
     second = days.add_instance(name="web")
-    days.pass_time(days=1)
+    until(days, dt.datetime(2026, 10, 10, 12, tzinfo=dt.UTC))
 
     days.clock.advance(days=2, hours=20)  # down: the nights of 11, 12 and 13 October
-    days.pass_time(days=2)
+    until(days, dt.datetime(2026, 10, 15, 12, tzinfo=dt.UTC))
 
     days.cloud.snapshot(first.uuid)  # which its agent does not begin with for long
-    for _ in range(40):
-        days.clock.advance(hours=1)
+    while days.clock.now < dt.datetime(2026, 10, 17, 1, tzinfo=dt.UTC):
+        days.clock.advance(minutes=30)
         days.announce()
         days.scheduler.round()
         for job in days.cloud.ledger.open_jobs():
             if job.instance_uuid != first.uuid:
                 days.finish(job)
     days.finish_all()
-    days.pass_time(days=16)
+    until(days, dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC))
     return second
+
+
+def until(days: Days, end: dt.datetime) -> None:
+    """Let time pass, with rounds around half past two in Berlin, summer or winter."""
+    while days.clock.now < end:
+        midnight = days.clock.now.replace(hour=0, minute=0)
+        for minutes in (31, 55, 91, 115, 720, 1471):
+            at = midnight + dt.timedelta(minutes=minutes)
+            if days.clock.now < at <= end:
+                days.begin_at(at)
+                days.round()
 
 
 def nights(first: dt.date, last: dt.date) -> list[tuple[dt.date, str]]:

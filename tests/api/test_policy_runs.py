@@ -16,6 +16,7 @@ from api_service.policy_parts import PolicyLimits
 from api_service.policy_runner import PolicyRunner
 from api_service.store.ledger import Ledger
 from api_service.store.policies import Policies
+from common.errors import AgentUnavailable
 from common.messages import SnapshotOptions
 from common.states import JobState
 from tests.api.clouds import Cloud
@@ -242,6 +243,30 @@ def test_a_backup_that_cannot_be_verified_takes_no_others_place(
     assert record.uuid == backups[0]["instance_uuid"]
 
 
+def test_verifying_is_tried_again_and_without_it_nothing_goes(
+    days: Days, another: Callable[..., Cloud]
+) -> None:
+    def unavailable(_caller: Any, _job: Any) -> Any:
+        raise AgentUnavailable("no host can boot it now")
+
+    days.add_instance()
+    days.cloud = another(verify=unavailable)
+    days.scheduler = days.cloud.policies.scheduler(5.0)
+    made = days.make(verify=True, retention={"last": 1})
+    days.nights(1)
+    assert days.states(made) == ["asked"]
+    days.nights(1)
+    assert days.states(made) == ["asked", "error"]
+    assert days.runs(made)[-1]["reason_code"] == "agent_unavailable"
+    assert days.cloud.images.deleted == []
+
+    days.cloud = another()
+    days.scheduler = days.cloud.policies.scheduler(5.0)
+    days.nights(1)
+    assert {run["reason_code"] for run in days.runs(made)[:2]} == {"cannot_verify"}
+    assert days.cloud.images.deleted == []
+
+
 def played(cloud: Cloud, instance_uuid: str) -> Any:
     image_id = cloud.snapshot(instance_uuid).json["image_id"]
     (job,) = [job for job in Ledger(cloud.database).jobs() if job.image_id == image_id]
@@ -255,3 +280,34 @@ def test_nothing_is_due_before_its_time(days: Days) -> None:
     days.begin_at(BEGIN + dt.timedelta(days=20))
     days.round()
     assert days.runs(made) == []
+
+
+def test_a_clock_that_is_put_back_has_nothing_run_twice(days: Days) -> None:
+    days.add_instance()
+    made = days.make()
+    days.nights(1)
+    days.clock.now = DUE - dt.timedelta(hours=1)
+    url = f"{POLICIES}/{made['id']}"
+    for enabled in (False, True):
+        days.ask("PATCH", url, {"policy": {"enabled": enabled}})
+    days.add_instance()
+    days.begin_at(DUE)
+    days.round()
+    assert days.states(made) == ["done", "done"], "one of each instance"
+    assert days.ask("GET", url).json["policy"]["next_due_at"] == "2026-03-04T02:00:00Z"
+
+
+def test_asking_again_for_what_waits_already_is_409(days: Days) -> None:
+    first = days.add_instance()
+    made = days.make()
+    url = f"{POLICIES}/{made['id']}/run"
+    assert days.ask("POST", url).status_code == 202
+    assert days.ask("POST", url).status_code == 409
+    second = days.add_instance()
+    days.clock.advance(seconds=1)
+    (run,) = days.ask("POST", url).json["runs"]
+    assert run["instance_uuid"] == second.uuid
+    assert first.uuid != second.uuid
+    days.round()
+    days.clock.advance(seconds=1)
+    assert len(days.ask("POST", url).json["runs"]) == 2

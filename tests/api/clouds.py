@@ -140,6 +140,7 @@ class Cloud:
         self.reaper = self.make_reaper()
         self.health: dict[str, Callable[[], Any]] = {"database": lambda: None}
         services = self._services()
+        self.backups = services.backups
         self.http = testing.TestClient(make_application(services))
         self.calls = make_calls(services, most_at_once=CALLS_AT_ONCE)
 

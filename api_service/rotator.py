@@ -77,6 +77,8 @@ class Rotator:
         random.shuffle(due)
         succeeded = True
         for job in due:
+            if self._stopping:
+                break  # it stays due
             try:
                 succeeded = self._settle(job) and succeeded
             except ImageServiceUnavailable as error:

@@ -166,7 +166,10 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
         "stillframe:jobs:bandwidth_limit",
         _MEMBER_OR_ADMIN,
         "Choose how fast a snapshot may read; a very low limit occupies its host's slot for long.",
-        [("POST", "/servers/{id}/action (createImage, stillframe:bandwidth_limit)")],
+        [
+            ("POST", f"/servers/{{id}}/action ({action}, stillframe:bandwidth_limit)")
+            for action in ("createImage", "createBackup")
+        ],
     ),
     (
         "stillframe:jobs:index",

@@ -145,6 +145,7 @@ class Cloud:
         self.health: dict[str, Callable[[], Any]] = {"database": lambda: None}
         services = self._services(policy_limits or PolicyLimits(), verify)
         self.policies = services.policies
+        self.backups = services.backups
         self.http = testing.TestClient(make_application(services))
         self.calls = make_calls(services, most_at_once=CALLS_AT_ONCE)
 

@@ -8,13 +8,17 @@ import datetime as dt
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
+from api_service.backups import BackupWish
+from api_service.rotation import Rotation
+from api_service.store.backups import BackupList
 from api_service.store.models import JobRow
-from common import clock
+from api_service.store.records import Job
+from common import clock, context
 from common.glance import ImageServiceUnavailable
 from common.reports import DiskImage, InstanceRecord
 from common.states import JobKind, JobState
@@ -104,6 +108,12 @@ def test_each_says_for_itself_how_many_are_kept(backups: Rotated) -> None:
     assert backups.round() == backups.made[-2:]
 
 
+def test_one_that_is_seen_to_late_takes_no_place_from_newer_ones(backups: Rotated) -> None:
+    first, second, third = backups.take(5), backups.take(1), backups.take(5)
+    assert backups.round() == [second, third]
+    assert first not in backups.standing()
+
+
 def test_nothing_goes_before_the_new_one_is_done(backups: Rotated, cloud: Cloud) -> None:
     """Its image may be active while nobody has verified it."""
     backups.take(1)
@@ -125,9 +135,10 @@ def test_one_that_came_to_nothing_removes_nothing(backups: Rotated, state: JobSt
 
 
 def test_nor_does_it_count(backups: Rotated) -> None:
-    """Its image stands: nobody has seen to it yet."""
+    """Its image stands, active and verified by nobody: the reaper has not seen to it yet."""
     first = backups.take(2)
     failed = backups.take(2, JobState.ERROR)
+    backups.cloud.images.activate(failed)
     assert backups.round() == [first, failed]
     third = backups.take(2)
     assert backups.round() == [first, failed, third]
@@ -359,6 +370,34 @@ def test_one_that_another_service_asked_the_agent_for_is_rotated_too(
     assert backups.round() == [image_id]
 
 
+def test_a_policys_backups_go_as_it_says_and_nobody_elses(backups: Rotated, cloud: Cloud) -> None:
+    policy_id, theirs = str(uuid.uuid4()), backups.take(1)
+    wish = BackupWish(name="of a policy", backup_type="daily", rotation=None)
+    caller = context.new(user_id=agent_says.USER, project_id=agent_says.PROJECT)
+    for _ in range(3):
+        instance = cloud.inventory.instance(backups.instance.uuid)
+        assert instance is not None
+        job = cloud.backups.request(caller, instance, wish, policy_id=policy_id)
+        cloud.dispatcher.poke(job.id)
+        assert cloud.casts.next()["rotation"] is None
+        backups.made.append(job.image_id)
+        backups.end(job.id, job.image_id)
+    assert backups.round() == backups.made, "without a policy's word all are kept"
+
+    asked: list[str] = []
+
+    def keep_the_oldest(policy: str, active: Sequence[Job]) -> list[Job]:
+        asked.append(policy)
+        return list(active[-1:])
+
+    rotation = Rotation(BackupList(cloud.database), cloud.images, keep_the_oldest)
+    newest = cloud.ledger.find(str(cloud.job_of(backups.made[-1])["id"]))
+    assert newest is not None
+    rotation.settle(newest)
+    assert backups.standing() == [theirs, backups.made[1]]
+    assert asked == [policy_id]
+
+
 def wait_for(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT_S
     while not holds():
@@ -380,4 +419,4 @@ def test_of_several_processes_one_rotates_when_it_is_told(
             backups.take(1)
             other.rotator.poke()
         wait_for(lambda: backups.standing() == backups.made[-1:])
-    assert cloud.images.deleted == backups.made[:-1]
+    assert sorted(cloud.images.deleted) == sorted(backups.made[:-1]), "each once"

@@ -43,13 +43,16 @@ def ends_well(asked: Asked) -> None:
 
 
 def by_client(cloud: Cloud, guest: Guest, name: str) -> Asked:
-    """Take a daily backup with the stock client, of which two are kept, and wait as it does."""
+    """Take a daily backup with the stock client, of which two are kept, and wait as it does.
+
+    What it prints is the image as it found it before it waited.
+    """
     words = ["server", "backup", "create", "--name", name, "--type", "daily", "--rotate", "2"]
     image = openstack(cloud, *words, "--wait", guest.uuid, bin_directory=BIN)
-    assert (image["name"], image["status"]) == (name, "active")
     properties = image["properties"]
     assert (properties["image_type"], properties["backup_type"]) == ("backup", "daily")
     asked = Asked(cloud, guest, image["id"])
+    assert (image["name"], standing(asked)) == (name, ["active"])
     ends_well(asked)
     return asked
 

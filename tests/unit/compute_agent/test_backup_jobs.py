@@ -9,13 +9,15 @@ import uuid
 import pytest
 
 from common import context
-from common.messages import BackupRequest, InstanceRef
+from common.messages import BackupRequest, InstanceRef, SnapshotRequest
 from common.states import IMAGE_KINDS, JobKind
 from compute_agent.endpoint import Endpoint
 from compute_agent.jobs import Job, Jobs
 from compute_agent.journal import Journal
 from compute_agent.snapshot import Pipeline
 from tests.unit.compute_agent.conftest import RecordedReports, wait_for
+from tests.unit.compute_agent.test_jobs import LONG_S
+from tests.unit.compute_agent.test_jobs import Pipeline as HeldWork
 
 
 @pytest.fixture
@@ -26,6 +28,27 @@ def request_() -> BackupRequest:
         backup_type="daily",
         rotation=2,
     )
+
+
+def test_the_hosts_limit_of_snapshots_is_one_of_backups_too(
+    journal: Journal, reports: RecordedReports
+) -> None:
+    """Nova's bounds snapshots alone."""
+    work = HeldWork()
+    jobs = Jobs(dict.fromkeys(IMAGE_KINDS, work.run), host="h", limit=1, reports=reports)
+    for kind in (BackupRequest, SnapshotRequest) * 2:
+        terms = {"backup_type": "daily"} if kind is BackupRequest else {}
+        ids = {"instance": InstanceRef(uuid=str(uuid.uuid4())), "image_id": str(uuid.uuid4())}
+        request = kind(**ids, **terms)
+        journal.accept(request, {})
+        entry = journal.find(request.job_id)
+        assert entry is not None
+        jobs.submit(entry)
+    assert work.began.acquire(timeout=LONG_S)
+    work.go.release(4)
+    wait_for(lambda: len(reports.outcomes) == 4)
+    jobs.stop(time.monotonic() + LONG_S)
+    assert work.most == 1
 
 
 @pytest.mark.usefixtures("stage")

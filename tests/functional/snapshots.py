@@ -20,6 +20,8 @@ from tools.stack.guest import Guest
 TIMEOUT_S = 120.0
 DEMO = {"X-Auth-Token": "demo:demo", "OpenStack-API-Version": "compute 2.96"}
 ADMIN = {**DEMO, "X-Auth-Token": "admin:admin"}
+#: MB/s; the test guest's image has about 70.
+SLOWLY = {"stillframe:bandwidth_limit": "25"}
 
 
 def wait_for(holds: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:
@@ -81,6 +83,18 @@ def ask(cloud: Cloud, guest: Guest, name: str = "snap", **metadata: str) -> Aske
     answer = post_action(cloud, guest, {"createImage": {"name": name, "metadata": metadata}})
     assert answer.status_code == requests.codes.accepted, answer.text
     return Asked(cloud, guest, answer.json()["image_id"])
+
+
+def ask_slowly(cloud: Cloud, guest: Guest, name: str = "snap", **metadata: str) -> Asked:
+    """Ask for one whose upload takes some seconds: something can be done in its middle."""
+    return ask(cloud, guest, name, **(SLOWLY | metadata))
+
+
+def amid_upload(cloud: Cloud, guest: Guest, name: str = "snap", **metadata: str) -> Asked:
+    """Ask for one that is slow, and wait until its upload has begun."""
+    asked = ask_slowly(cloud, guest, name, **metadata)
+    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    return asked
 
 
 def openstack(

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.functional.snapshots import ask, leftovers, wait_for
+from tests.functional.snapshots import ask, ask_slowly, leftovers, wait_for
 from tests.functional.test_snapshot import assert_sound
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
@@ -92,8 +92,9 @@ def test_a_required_freeze_that_cannot_be_fails_the_snapshot(
 
 
 def test_an_agent_that_does_not_answer_holds_up_nothing_for_long(
-    cloud: Cloud, new_guest: NewGuest
+    cloud: Cloud, new_guest: NewGuest, agent_options: Callable[..., None]
 ) -> None:
+    agent_options("freeze_timeout = 1")
     guest = new_guest(image_properties=AGENT, options="agent=deaf")
     guest.wait_for_agent()
     job = ask(cloud, guest).ended()
@@ -104,12 +105,10 @@ def test_an_agent_that_does_not_answer_holds_up_nothing_for_long(
 
 def test_an_agent_that_lies_is_not_believed(cloud: Cloud, new_guest: NewGuest) -> None:
     """It says that it froze; at the thaw nothing was frozen."""
-    tried = new_guest(image_properties=AGENT, options="agent=lying")
-    tried.wait_for_agent()
-    assert ask(cloud, tried).ended()["capture"]["consistency"] == "crash"
-    required = new_guest(image_properties=REQUIRED, options="agent=lying")
-    required.wait_for_agent()
-    asked = ask(cloud, required)
+    guest = new_guest(image_properties=AGENT, options="agent=lying")
+    guest.wait_for_agent()
+    assert ask(cloud, guest).ended()["capture"]["consistency"] == "crash"
+    asked = ask(cloud, guest, **{"stillframe:freeze": "required"})
     assert asked.ended()["state"] == "error"
     assert asked.image() is None
 
@@ -121,7 +120,7 @@ def test_an_agent_killed_while_the_guest_is_frozen_leaves_it_thawed(
     guest = new_guest(image_properties=AGENT)
     guest.wait_for_agent()
     for _ in range(3):
-        asked = ask(cloud, guest)
+        asked = ask_slowly(cloud, guest)
         wait_for(lambda: asked.job()["step"] in ("pause", "stream"), "the pause")  # noqa: B023
         cloud.agent.kill()
         wait_for(lambda: guest.state() == "running", "the guest to run on", 10)

@@ -27,7 +27,7 @@ BIN = Path(sys.executable).parent
 #: Short enough for an upload to outlive it.
 TOKEN_LIFE_S = 8
 #: MB/s: the test guest has more than 50 MB.
-SLOW = "3"
+SLOW = "6"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

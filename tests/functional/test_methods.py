@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from compute_agent.disks.nbd import NbdClient
-from tests.functional.snapshots import Asked, ask, leftovers, wait_for
+from tests.functional.snapshots import Asked, amid_upload, ask, leftovers, wait_for
 from tests.functional.test_snapshot import assert_sound, qemu_img
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
@@ -157,8 +157,7 @@ def test_a_guest_that_was_shut_off_on_its_overlay_is_put_back_on_its_disk(
 ) -> None:
     agent_options("method = overlay")
     guest = new_guest()
-    asked = ask(cloud, guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, guest)
     written = newest(guest)
     guest.shut_down()
     assert asked.ended()["state"] == "done", "the frozen disk does not need the guest"
@@ -185,8 +184,7 @@ def test_a_forced_method_that_cannot_serve_says_why(
 def test_the_reader_of_a_backup_job_may_die_without_an_iothread(
     cloud: Cloud, running_guest: Guest
 ) -> None:
-    asked = ask(cloud, running_guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, running_guest)
     (socket,) = (cloud.libvirtd.run / "nbd").glob("*/nbd")
     NbdClient(socket, "vda").abort()
     assert asked.ended()["state"] == "done"

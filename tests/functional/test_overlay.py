@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.snapshots import Asked, ask, leftovers, log_lines, wait_for
+from tests.functional.snapshots import Asked, amid_upload, leftovers, log_lines, wait_for
 from tests.functional.test_methods import assert_untouched, newest
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
@@ -20,10 +20,8 @@ def uploading(
     cloud: Cloud, new_guest: Callable[..., Guest], agent_options: Callable[..., None]
 ) -> Asked:
     """A snapshot that is being read while its guest writes to an overlay."""
-    agent_options("method = overlay", "bandwidth_limit = 10")
-    asked = ask(cloud, new_guest())
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
-    return asked
+    agent_options("method = overlay", "bandwidth_limit = 20")
+    return amid_upload(cloud, new_guest())
 
 
 @pytest.fixture
@@ -92,8 +90,7 @@ def test_a_device_is_a_device_again_after_its_guest_was_shut_off_on_the_overlay(
 ) -> None:
     agent_options("method = overlay")
     guest, device = guest_on_a_device
-    asked = ask(cloud, guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, guest)
     written = newest(guest)
     guest.shut_down()
     job = asked.ended()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.snapshots import Asked, ask, leftovers, log_lines, wait_for
+from tests.functional.snapshots import Asked, ask, ask_slowly, leftovers, log_lines, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 from tools.stack.records import newest_record
@@ -157,7 +157,7 @@ def test_the_image_says_what_it_is(cloud: Cloud, running_guest: Guest) -> None:
 def test_task_state_and_progress_move_and_are_gone_afterwards(
     cloud: Cloud, running_guest: Guest
 ) -> None:
-    asked = ask(cloud, running_guest)
+    asked = ask_slowly(cloud, running_guest)
     seen: dict[str | None, list[int]] = {}
 
     def ended() -> bool:

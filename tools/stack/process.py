@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _LOOK_S = 0.05
@@ -102,6 +103,15 @@ class Process:
                 return True
             time.sleep(_LOOK_S)
         return False
+
+
+def side_by_side(*acts: Callable[[], object]) -> None:
+    """Do several things at once; each is done whatever becomes of the others, then one's error
+    is raised."""
+    with ThreadPoolExecutor(len(acts)) as pool:
+        doing = [pool.submit(act) for act in acts]
+    for done in doing:
+        done.result()
 
 
 def free_port() -> int:

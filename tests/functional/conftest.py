@@ -16,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oslo_concurrency import lockutils
 
 from tests.functional.meddler import Meddler
-from tools.stack import glance as glance_tools
+from tools.stack import prepare
 from tools.stack.cloud import Cloud
-from tools.stack.guest import Guest, GuestWish, build_image, choose_accelerator
-
-ROOT = Path(__file__).parents[2]
-CACHE = ROOT / ".demo" / "cache"
+from tools.stack.guest import Guest, GuestWish
+from tools.stack.prepare import CACHE
 
 meddlers: dict[Path, Meddler] = {}
 SCRATCH_MIB = 1024
@@ -36,34 +33,22 @@ def python() -> str:
     return sys.executable
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Keep the other test processes out while something is put into the cache."""
-    with lockutils.external_lock("cache.lock", lock_path=str(CACHE.parent)):
-        yield
-
-
 @pytest.fixture(scope="session")
 def guest_image() -> Path:
     """The test guest: kernel, initrd and a small disk."""
-    with alone():
-        return build_image(CACHE / "test-guest", size_mib=512, payload_mib=48)
+    return prepare.guest_image()
 
 
 @pytest.fixture(scope="session")
-def accelerator(guest_image: Path) -> str:
+def accelerator() -> str:
     """KVM where it really works, software emulation elsewhere."""
-    with alone():
-        return choose_accelerator(guest_image, CACHE / "accelerator")
+    return prepare.accelerator()
 
 
 @pytest.fixture(scope="session")
 def glance_venv() -> Path:
     """PyPI's Glance."""
-    venv = CACHE / "venv-glance"
-    with alone():
-        glance_tools.make_venv(venv)
-    return venv
+    return prepare.glance_venv()
 
 
 @pytest.fixture(scope="session")
@@ -191,7 +176,7 @@ def meddler(cloud: Cloud) -> Iterator[Meddler]:
 
 @pytest.fixture
 def agent_options(cloud: Cloud) -> Iterator[Callable[..., None]]:
-    """Give the running agent other mutable options for one test: lines of [capture]."""
+    """Give the agent other mutable options for one test: lines of [capture]."""
     yield cloud.reconfigure_agent
     cloud.reconfigure_agent()
 
@@ -215,12 +200,21 @@ def new_guest(cloud: Cloud) -> Iterator[Callable[..., Guest]]:
         guest.remove()
 
 
+@contextlib.contextmanager
+def booted(cloud: Cloud, **wish: Any) -> Iterator[Guest]:
+    """Boot a guest that several tests use, each of which leaves it as it was."""
+    guest = cloud.guest(GuestWish(name=f"test-{next(_numbers)}", **wish))
+    guest.define()
+    try:
+        guest.start()
+        cloud.wait_for_instance(guest)
+        yield guest
+    finally:
+        guest.remove()
+
+
 @pytest.fixture(scope="session")
 def running_guest(cloud: Cloud) -> Iterator[Guest]:
     """One booted, writing guest for the tests that leave it as it was."""
-    guest = cloud.guest(GuestWish(name="test-shared"))
-    guest.define()
-    guest.start()
-    cloud.wait_for_instance(guest)
-    yield guest
-    guest.remove()
+    with booted(cloud) as guest:
+        yield guest

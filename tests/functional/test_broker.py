@@ -16,6 +16,7 @@ from common.errors import BrokerUnavailable
 from tests.functional.conftest import ROOT, python
 from tests.unit.common.test_broker import self_signed
 from tools.stack.container import ContainerBroker, usable_image
+from tools.stack.prepare import alone
 from tools.stack.process import free_port, listens
 from tools.stack.rabbitmq import RabbitMq
 
@@ -26,7 +27,8 @@ def transport_url(
 ) -> Iterator[str]:
     """A RabbitMQ of each kind; the test's id says which one it used."""
     if request.param == "container":
-        image = usable_image()
+        with alone():
+            image = usable_image()
         if image is None:
             if os.environ.get("CI"):
                 pytest.fail("CI must have a Docker engine and a RabbitMQ image (tools/dockerd)")

@@ -51,15 +51,14 @@ def leader(cloud: Cloud, cluster: RabbitMqCluster) -> RabbitMq:
 
 
 def test_a_node_that_dies_in_an_upload_costs_the_job_nothing(
-    cloud: Cloud, cluster: RabbitMqCluster, new_guest: Callable[..., Guest]
+    cloud: Cloud, cluster: RabbitMqCluster, running_guest: Guest
 ) -> None:
-    guest = new_guest()
-    asked = amid_upload(cloud, guest)
+    asked = amid_upload(cloud, running_guest)
     leader(cloud, cluster).process.kill()
     job = asked.ended()
     assert job["state"] == "done", job["reason"]
     assert job["image_id"] == asked.image_id
-    again = ask(cloud, guest).ended()
+    again = ask(cloud, running_guest).ended()
     assert again["state"] == "done", "two of three nodes are a broker"
 
 

@@ -16,12 +16,10 @@ from tools.stack.guest import Guest
 
 
 @pytest.fixture
-def uploading(
-    cloud: Cloud, new_guest: Callable[..., Guest], agent_options: Callable[..., None]
-) -> Asked:
-    """A snapshot that is being read while its guest writes to an overlay."""
+def upload(cloud: Cloud, agent_options: Callable[..., None]) -> Callable[[Guest], Asked]:
+    """Take a snapshot that is being read while its guest writes to an overlay."""
     agent_options("method = overlay", "bandwidth_limit = 20")
-    return amid_upload(cloud, new_guest())
+    return lambda guest: amid_upload(cloud, guest)
 
 
 @pytest.fixture
@@ -50,10 +48,14 @@ def overlays(guest: Guest) -> list[Path]:
 
 
 def test_an_overlay_stays_when_its_guest_is_rebooted_onto_the_old_disk(
-    cloud: Cloud, uploading: Asked, tmp_path: Path
+    cloud: Cloud,
+    upload: Callable[[Guest], Asked],
+    new_guest: Callable[..., Guest],
+    tmp_path: Path,
 ) -> None:
     """As Nova's hard reboot does, which writes the definition anew."""
-    guest = uploading.guest
+    guest = new_guest()
+    uploading = upload(guest)
     newest(guest)
     old = cloud.libvirtd.virsh("dumpxml", guest.name, "--inactive")
     (overlay,) = overlays(guest)
@@ -68,10 +70,11 @@ def test_an_overlay_stays_when_its_guest_is_rebooted_onto_the_old_disk(
 
 
 def test_a_copy_that_somebody_makes_of_the_disk_is_not_taken_for_our_merge(
-    cloud: Cloud, uploading: Asked, tmp_path: Path
+    cloud: Cloud, upload: Callable[[Guest], Asked], running_guest: Guest, tmp_path: Path
 ) -> None:
     """Ended as a merge, it would move the guest to the copy."""
-    guest = uploading.guest
+    guest = running_guest
+    uploading = upload(guest)
     copy = tmp_path / "copy.qcow2"
     arguments = ["blockcopy", guest.name, "vda", str(copy), "--format", "qcow2", "--transient-job"]
     cloud.libvirtd.virsh(*arguments)

@@ -142,9 +142,14 @@ class Cloud:
         self.agent.wait_until(self._agent_is_up, _READY_TIMEOUT_S)
 
     def reconfigure_agent(self, *lines: str) -> None:
-        """Have the running agent obey other mutable options, as lines after `extra_config`."""
+        """Have the agent obey other mutable options, as lines after `extra_config`.
+
+        One that does not run finds them when it starts.
+        """
         self._options = list(lines)
         self.configure()
+        if self.agent.pid is None:
+            return
         before = self._said(_RELOADED)
         self.agent.signal(signal.SIGHUP)
         _wait(lambda: self._said(_RELOADED) > before, "the agent's new options")

@@ -22,9 +22,7 @@ from tools.stack.rabbitmq import RabbitMq
 
 
 @pytest.fixture(scope="module", params=["process", "container"])
-def transport_url(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def transport_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """A RabbitMQ of each kind; the test's id says which one it used."""
     if request.param == "container":
         with alone():
@@ -36,12 +34,7 @@ def transport_url(
         with ContainerBroker(image) as container:
             yield container.transport_url
         return
-    server = RabbitMq(tmp_path_factory.mktemp("rabbitmq"))
-    try:
-        server.start()
-        yield server.transport_url
-    finally:
-        server.stop()
+    yield request.getfixturevalue("cloud").rabbitmq.transport_url
 
 
 def test_a_working_broker_is_told_with_its_version(transport_url: str) -> None:

@@ -29,11 +29,16 @@ QUEUES = ("notifications.info", "notifications.error")
 NOWHERE = "rabbit://guest:guest@127.0.0.1:1/"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def notifying(cloud: Cloud) -> Iterator[Callable[..., None]]:
-    """Have the API send notifications, until the test's end."""
+    """Have the API send notifications, until these tests' end."""
+    now: tuple[str, ...] = ()
 
     def restart(*options: str) -> None:
+        nonlocal now
+        if options == now and cloud.api.pid is not None:
+            return
+        now = options
         cloud.configure()
         if options:
             with cloud.config_file.open("a") as file:

@@ -36,7 +36,6 @@ ON_EVERY_DATABASE = frozenset(
         "test_instance_actions",
         "test_keeping_promises",
         "test_policy_obstacles",
-        "test_policy_retention",
         "test_policy_runs",
         "test_quotas",
         "test_reports",

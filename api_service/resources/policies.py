@@ -19,8 +19,7 @@ from api_service.store.policy_records import RunState
 from api_service.store.policy_runs import RunQuery
 from api_service.visibility import is_uuid
 
-_RULES = "stillframe:policies"
-_EVERYBODYS = f"{_RULES}:index:get_all_projects"
+_EVERYBODYS = "stillframe:policies:index:get_all_projects"
 
 
 class PolicyResource(Resource):
@@ -35,7 +34,7 @@ class PolicyResource(Resource):
         found = policies.find(policy_id) if is_uuid(policy_id) else None
         if found is None or not self.sees(request, found):
             raise _not_found(policy_id)
-        self.services.authorizer.require(self.caller(request), f"{_RULES}:{rule}", found.project_id)
+        self.services.authorizer.require(self.caller(request), rule, found.project_id)
         return found
 
     def sees(self, request: falcon.Request, policy: PolicyRecord) -> bool:
@@ -61,7 +60,7 @@ class Policies(PolicyResource):
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """List the caller's project's policies, newest first (all of them for administrators)."""
-        self.services.authorizer.require(self.caller(request), f"{_RULES}:index")
+        self.services.authorizer.require(self.caller(request), "stillframe:policies:index")
         asked = v1.read_query(request, v1_policies.POLICY_FILTERS)
         limit = min(asked.get("limit", self.services.max_limit), self.services.max_limit)
         query = PolicyQuery(
@@ -77,7 +76,7 @@ class Policies(PolicyResource):
         body = schemas.read_body(request)
         schemas.validate(v1_policies.POLICY_WHOLE, body)
         caller = self.caller(request)
-        self.services.authorizer.require(caller, f"{_RULES}:create")
+        self.services.authorizer.require(caller, "stillframe:policies:create")
         policy = self.services.policies.book.create(caller, body["policy"])
         response.status = falcon.HTTP_201
         response.location = f"{self.base_url(request)}/v1/policies/{policy.id}"
@@ -106,13 +105,15 @@ class Policy(PolicyResource):
 
     def on_get(self, request: falcon.Request, response: falcon.Response, policy_id: str) -> None:
         """Show one."""
-        response.media = {"policy": _show(self.policy(request, policy_id, "show"))}
+        response.media = {
+            "policy": _show(self.policy(request, policy_id, "stillframe:policies:show"))
+        }
 
     def on_put(self, request: falcon.Request, response: falcon.Response, policy_id: str) -> None:
         """Make all of it anew: what is left out is as if it had never been said."""
         body = schemas.read_body(request)
         schemas.validate(v1_policies.POLICY_WHOLE, body)
-        policy = self.policy(request, policy_id, "update")
+        policy = self.policy(request, policy_id, "stillframe:policies:update")
         changed = self.services.policies.book.replace(policy, body["policy"])
         response.media = {"policy": _shown_if_there(changed, policy_id)}
 
@@ -120,13 +121,13 @@ class Policy(PolicyResource):
         """Change some fields of it, each as a whole."""
         body = schemas.read_body(request)
         schemas.validate(v1_policies.POLICY_CHANGES, body)
-        policy = self.policy(request, policy_id, "update")
+        policy = self.policy(request, policy_id, "stillframe:policies:update")
         changed = self.services.policies.book.change(policy, body["policy"])
         response.media = {"policy": _shown_if_there(changed, policy_id)}
 
     def on_delete(self, request: falcon.Request, response: falcon.Response, policy_id: str) -> None:
         """Forget it and its runs: 204; the backups that it had made stay."""
-        policy = self.policy(request, policy_id, "delete")
+        policy = self.policy(request, policy_id, "stillframe:policies:delete")
         self.services.policies.book.remove(self.caller(request), policy)
         response.status = falcon.HTTP_204
 
@@ -136,7 +137,7 @@ class PolicyRun(PolicyResource):
 
     def on_post(self, request: falcon.Request, response: falcon.Response, policy_id: str) -> None:
         """Have a backup of each of its instances made now: 202, and runs that wait."""
-        policy = self.policy(request, policy_id, "run")
+        policy = self.policy(request, policy_id, "stillframe:policies:run")
         runs = self.services.policies.book.run_now(self.caller(request), policy)
         response.status = falcon.HTTP_202
         response.media = {"runs": [views.policy_run(run) for run in runs]}
@@ -147,7 +148,7 @@ class PolicyRuns(PolicyResource):
 
     def on_get(self, request: falcon.Request, response: falcon.Response, policy_id: str) -> None:
         """List what came of it, newest first: done, skipped and why, or still to come."""
-        policy = self.policy(request, policy_id, "show")
+        policy = self.policy(request, policy_id, "stillframe:policies:show")
         asked = v1.read_query(request, v1_policies.RUN_FILTERS)
         limit = min(asked.get("limit", self.services.max_limit), self.services.max_limit)
         runs, marker = self.services.policies.book.runs, asked.get("marker")
@@ -170,7 +171,7 @@ class PolicyRetention(PolicyResource):
 
     def on_get(self, request: falcon.Request, response: falcon.Response, policy_id: str) -> None:
         """Tell what its retention, or another one, would keep and delete now; nothing is done."""
-        policy = self.policy(request, policy_id, "show")
+        policy = self.policy(request, policy_id, "stillframe:policies:show")
         asked = v1.read_query(request, v1_policies.RETENTION_FILTERS)
         retention = retention_of(asked) if asked else policy.retention
         verdicts = self.services.policies.pruner.outlook(policy, retention)

@@ -143,7 +143,7 @@ class Cloud:
         )
         self.reaper = self.make_reaper()
         self.health: dict[str, Callable[[], Any]] = {"database": lambda: None}
-        services = self._services(policy_limits or PolicyLimits(), verify)
+        services = self._services(policy_limits, verify)
         self.policies = services.policies
         self.backups = services.backups
         self.http = testing.TestClient(make_application(services))
@@ -180,7 +180,9 @@ class Cloud:
             interval_s=interval_s,
         )
 
-    def _services(self, limits: PolicyLimits, verify: Verify | None) -> Services:
+    def _services(
+        self, limits: PolicyLimits | None = None, verify: Verify | None = None
+    ) -> Services:
         conf = cfg.ConfigOpts()
         conf([], project="stillframe", default_config_files=[], default_config_dirs=[])
         overrides = Overrides(self.database)
@@ -208,7 +210,7 @@ class Cloud:
                 images=self.images,
                 backups=backups,
                 dispatcher=self.dispatcher,
-                limits=limits,
+                limits=limits or PolicyLimits(),
                 verify=verify,
             ),
             overrides=overrides,

@@ -277,6 +277,7 @@ def _policies(
         dispatcher=dispatcher,
         limits=PolicyLimits(
             backups_per_host=settings.policies.backups_per_host,
+            min_interval_s=settings.policies.min_interval,
             missed_after_s=settings.policies.missed_after,
             history_days=settings.policies.history_days,
             most=None if most < 0 else most,

@@ -31,6 +31,8 @@ LOG = logging.getLogger(__name__)
 #: A run that somebody asked for waits for its instance so long.
 _MANUAL_WAIT = dt.timedelta(hours=1)
 _PAGE = 1000
+#: Of a schedule, to find out how often it comes.
+_TIMES_LOOKED_AT = 50
 
 #: What a policy is where its maker says nothing.
 _DEFAULTS: dict[str, Any] = {
@@ -67,6 +69,8 @@ class BackupPolicies:
     runs: PolicyRuns
     inventory: Inventory
     most: int | None = None
+    #: Between two times of a schedule lies so much at least.
+    min_interval_s: float = 0.0
     #: Backups can be tried by booting them.
     can_verify: bool = False
 
@@ -166,20 +170,41 @@ class BackupPolicies:
         return self.policies.change(policy.id, changed)
 
     def _require_possible(self, project_id: str, fields: Mapping[str, Any]) -> None:
+        self._require_seldom(fields)
         if fields["verify"] and not self.can_verify:
             raise _invalid("verify", "This cloud cannot try backups.")
         if fields["full_every"] is not None and not fields["incremental"]:
             raise _invalid("full_every", "It is for policies that are incremental.")
-        for instance_uuid in fields["instances"].get("ids", ()):
+        self._require_known(project_id, fields["instances"])
+
+    def _require_seldom(self, fields: Mapping[str, Any]) -> None:
+        times = Schedule(cron=fields["cron"], time_zone=fields["time_zone"])
+        if any(seconds < self.min_interval_s for seconds in _intervals_s(times)):
+            what = f"Its times must lie {self.min_interval_s:.0f} seconds apart or more."
+            raise _invalid("schedule.cron", what)
+
+    def _require_known(self, project_id: str, chosen: Mapping[str, Any]) -> None:
+        for instance_uuid in chosen.get("ids", ()):
             instance = self.inventory.instance(instance_uuid)
             if instance is None or instance.project_id != project_id:
                 what = f"Instance {instance_uuid} could not be found."
                 raise _invalid("instances.ids", what)
-        if "name" in fields["instances"]:
+        if "name" in chosen:
             try:
-                compiled(fields["instances"]["name"])
+                compiled(chosen["name"])
             except ValueError as error:
                 raise _invalid("instances.name", f"It is {error}.") from None
+
+
+def _intervals_s(times: Schedule) -> Iterator[float]:
+    """Yield the seconds between the next times of a schedule, one after the other."""
+    at = times.next_after(clock.now())
+    for _ in range(_TIMES_LOOKED_AT):
+        after = times.next_after(at) if at else None
+        if at is None or after is None:
+            return
+        yield (after - at).total_seconds()
+        at = after
 
 
 def new_run(

@@ -27,6 +27,7 @@ class PolicyLimits:
     """What an operator sets: see the options of [policies], and [quota] policies."""
 
     backups_per_host: int = 2
+    min_interval_s: float = 900.0
     missed_after_s: float = 300.0
     history_days: int = 90
     #: Policies of a project; None: any number.
@@ -72,6 +73,7 @@ def make_policy_parts(
         runs=runs,
         inventory=inventory,
         most=limits.most,
+        min_interval_s=limits.min_interval_s,
         can_verify=verify is not None,
     )
     rotation = Rotation(BackupList(database), images)

@@ -19,6 +19,15 @@ when one has ended. What users ask for is not counted. More than the hosts'
 """,
     ),
     cfg.IntOpt(
+        "min_interval",
+        default=900,
+        min=60,
+        help="""
+Seconds that must lie between two times of a policy; one that is due more often
+is refused with 400. Each time leaves a row for each of the policy's instances.
+""",
+    ),
+    cfg.IntOpt(
         "missed_after",
         default=300,
         min=1,

@@ -25,6 +25,8 @@ def days(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Days:
         ({"schedule": {}}, "cron"),
         ({"schedule": {"cron": "at night, please"}}, "schedule.cron"),
         ({"schedule": {"cron": "0 0 31 2 *"}}, "schedule.cron"),
+        ({"schedule": {"cron": "*/14 * * * *"}}, "900 seconds apart"),
+        ({"schedule": {"cron": "0,5 3 1 * *"}}, "900 seconds apart"),
         ({"schedule": {"cron": "0 2 * * *", "time_zone": "Mars/Olympus"}}, "schedule.time_zone"),
         ({"instances": {}}, "instances"),
         ({"instances": {"all": True, "name": "web"}}, "instances"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -311,3 +312,24 @@ def test_asking_again_for_what_waits_already_is_409(days: Days) -> None:
     days.round()
     days.clock.advance(seconds=1)
     assert len(days.ask("POST", url).json["runs"]) == 2
+
+
+def test_the_scheduler_looks_by_itself_until_it_is_told_to_stop(
+    days: Days, another: Callable[..., Cloud]
+) -> None:
+    """One of two that run; which of them does not matter."""
+    days.add_instance()
+    made = days.make()
+    days.begin_at(DUE)
+    schedulers = [another().policies.scheduler(0.05) for _ in range(2)]
+    for scheduler in schedulers:
+        scheduler.start()
+    try:
+        cast = days.cloud.casts.next()
+        assert all(scheduler.alive() for scheduler in schedulers)
+    finally:
+        for scheduler in schedulers:
+            scheduler.stop(time.monotonic() + 10)
+    assert not any(scheduler.alive() for scheduler in schedulers)
+    (run,) = days.runs(made)
+    assert (run["state"], run["job_id"]) == ("asked", cast["job_id"])

@@ -91,6 +91,7 @@ def test_a_role_may_do_to_a_server_exactly_this(
         ("/v2.1/servers", READERS),
         ("/v2.1/servers/detail", READERS),
         ("/v1/jobs", READERS),
+        ("/v1/policies", READERS),
         ("/v2.1/servers?all_tenants=1", {"admin"}),
         ("/v2.1/os-services", {"admin"}),
         ("/v2.1/os-hypervisors/detail", {"admin"}),

@@ -10,7 +10,7 @@ import dataclasses
 import datetime as dt
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from api_service import schedule
@@ -82,7 +82,7 @@ class BackupPolicies:
         if caller.project_id is None:
             raise Forbidden("A policy belongs to a project: ask with a token of one.")
         fields = _fields({**_DEFAULTS, **given})
-        self._require_possible(caller.project_id, fields)
+        self._require_possible(caller.project_id, fields, set(fields))
         now = clock.now()
         policy = Policy(
             id=str(uuid.uuid4()),
@@ -158,7 +158,10 @@ class BackupPolicies:
     def _change(
         self, policy: Policy, given_of: Callable[[Policy], Mapping[str, Any]]
     ) -> Policy | None:
-        self._require_possible(policy.project_id, _fields(given_of(policy)))
+        wanted = _fields(given_of(policy))
+        # What was possible once must not keep somebody from changing something else.
+        news = {name for name, value in wanted.items() if getattr(policy, name) != value}
+        self._require_possible(policy.project_id, wanted, news)
 
         def changed(known: Policy) -> Policy:
             fields, now = _fields(given_of(known)), clock.now()
@@ -169,13 +172,18 @@ class BackupPolicies:
 
         return self.policies.change(policy.id, changed)
 
-    def _require_possible(self, project_id: str, fields: Mapping[str, Any]) -> None:
-        self._require_seldom(fields)
-        if fields["verify"] and not self.can_verify:
+    def _require_possible(
+        self, project_id: str, fields: Mapping[str, Any], news: Collection[str]
+    ) -> None:
+        """Raise BadRequest for what cannot be, of the fields that are news."""
+        if "cron" in news or "time_zone" in news:
+            self._require_seldom(fields)
+        if "verify" in news and fields["verify"] and not self.can_verify:
             raise _invalid("verify", "This cloud cannot try backups.")
         if fields["full_every"] is not None and not fields["incremental"]:
             raise _invalid("full_every", "It is for policies that are incremental.")
-        self._require_known(project_id, fields["instances"])
+        if "instances" in news:
+            self._require_known(project_id, fields["instances"])
 
     def _require_seldom(self, fields: Mapping[str, Any]) -> None:
         times = Schedule(cron=fields["cron"], time_zone=fields["time_zone"])

@@ -95,6 +95,20 @@ def test_a_change_leaves_the_rest_and_a_replacement_does_not(days: Days) -> None
     assert days.ask("PATCH", url, {"policy": {"retention": None}}).status_code == 200
 
 
+def test_an_instance_that_is_gone_keeps_nobody_from_changing_something_else(
+    days: Days, instance: InstanceRecord
+) -> None:
+    made = days.make(instances={"ids": [instance.uuid]})
+    days.instances.clear()
+    days.clock.advance(minutes=1)
+    days.announce()
+    url = f"{POLICIES}/{made['id']}"
+    changed = days.ask("PATCH", url, {"policy": {"enabled": False}})
+    assert changed.json["policy"]["enabled"] is False
+    anew = {"instances": {"ids": [instance.uuid, str(uuid.uuid4())]}}
+    assert instance.uuid in refused(days.ask("PATCH", url, {"policy": anew}))
+
+
 def test_what_is_deleted_is_gone(days: Days) -> None:
     made = days.make()
     url = f"{POLICIES}/{made['id']}"

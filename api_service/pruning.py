@@ -30,7 +30,8 @@ class Fate(enum.StrEnum):
     DELETED = "deleted"
     #: No rule keeps it, but its project has it protected in Glance.
     PROTECTED = "protected"
-    #: Its image is not active: it takes no other's place, and is left alone.
+    #: Its image is not active, or it was to be verified and is not: it takes no other's place,
+    #: and is left alone.
     NOT_COUNTED = "not_counted"
     #: Somebody removed it.
     GONE = "gone"
@@ -81,7 +82,7 @@ class Pruner:
     def _judge(self, policy: Policy, instance_uuid: str, wanted: Retention | None) -> list[Verdict]:
         """Return the verdicts, newest first."""
         own, others = self.runs.backups(policy.id, instance_uuid)
-        fates = {backup.job_id: self._look(backup) for backup in own}
+        fates = {backup.job_id: self._look(policy, backup) for backup in own}
         counted = [one for one in own if fates[one.job_id] in (Fate.KEPT, Fate.PROTECTED)]
         stays = [one for one in own if fates[one.job_id] in (Fate.NOT_COUNTED, Fate.PROTECTED)]
         decisions = retention.decide(counted, wanted, policy.time_zone, [*others, *stays])
@@ -92,7 +93,7 @@ class Pruner:
         rest = (one for one in own if fates[one.job_id] in (Fate.NOT_COUNTED, Fate.GONE))
         return verdicts + [Verdict(backup=one, fate=fates[one.job_id]) for one in rest]
 
-    def _look(self, backup: Backup) -> Fate:
+    def _look(self, policy: Policy, backup: Backup) -> Fate:
         """Tell how a backup stands before any rule: KEPT is one that counts.
 
         It stands while the root disk's image does, which is removed last.
@@ -101,7 +102,7 @@ class Pruner:
         root = found.get(backup.image_ids[0])
         if root is None:
             return Fate.GONE
-        if root.status != "active":
+        if root.status != "active" or (policy.verify and not backup.is_proven):
             return Fate.NOT_COUNTED
         is_protected = any(image.is_protected for image in found.values())
         return Fate.PROTECTED if is_protected else Fate.KEPT

@@ -121,3 +121,5 @@ class Backup:
     #: What its images are relative to; empty: it is whole.
     parent_ids: frozenset[str]
     at: dt.datetime
+    #: Its run has got as far as to be done with the backup itself, verified where that was wanted.
+    is_proven: bool = True

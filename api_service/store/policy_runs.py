@@ -123,12 +123,11 @@ class PolicyRuns:
         """Return the backups of an instance that a policy made, and the images of other jobs."""
         with self._database.read() as session:
             jobs = list(session.scalars(_made(instance_uuid)))
-            times = _times(session, [row.id for row in jobs if row.policy_id == policy_id])
+            runs = _runs(session, [row.id for row in jobs if row.policy_id == policy_id])
         own: list[Backup] = []
         others: list[Backup] = []
         for row in jobs:
-            at = times.get(row.id, row.created_at)
-            (own if row.policy_id == policy_id else others).append(_backup(row, at))
+            (own if row.policy_id == policy_id else others).append(_backup(row, runs.get(row.id)))
         return own, others
 
     @retried
@@ -155,12 +154,12 @@ def _made(instance_uuid: str) -> Any:
     return select(JobRow).where(*_STANDS, JobRow.instance_uuid == instance_uuid)
 
 
-def _times(session: Session, job_ids: Sequence[str]) -> dict[str, dt.datetime]:
-    query = select(RunRow.job_id, RunRow.counts_at).where(RunRow.job_id.in_(job_ids))
-    return {str(job_id): at for job_id, at in session.execute(query)}
+def _runs(session: Session, job_ids: Sequence[str]) -> dict[str, Run]:
+    query = select(RunRow).where(RunRow.job_id.in_(job_ids))
+    return {str(row.job_id): policy_rows.run(row) for row in session.scalars(query)}
 
 
-def _backup(row: JobRow, at: dt.datetime) -> Backup:
+def _backup(row: JobRow, run: Run | None) -> Backup:
     job = records.job(row)
     parents = (image.parent_image_id for image in job.images)
     return Backup(
@@ -168,5 +167,6 @@ def _backup(row: JobRow, at: dt.datetime) -> Backup:
         instance_uuid=job.instance_uuid,
         image_ids=tuple(dict.fromkeys((job.image_id, *(one.image_id for one in job.images)))),
         parent_ids=frozenset(parent for parent in parents if parent),
-        at=at,
+        at=run.counts_at if run else job.created_at,
+        is_proven=run is None or run.state in (RunState.PRUNING, RunState.DONE),
     )

@@ -226,7 +226,8 @@ def test_a_backup_that_cannot_be_verified_takes_no_others_place(
     days.cloud = another(verify=lambda _caller, job: played(days.cloud, job.instance_uuid))
     days.scheduler = days.cloud.policies.scheduler(5.0)
     made = days.make(verify=True, retention={"last": 1})
-    for number, state in enumerate((JobState.DONE, JobState.DONE, JobState.ERROR)):
+    ends = (JobState.DONE, JobState.DONE, JobState.ERROR, JobState.DONE)
+    for number, state in enumerate(ends):
         days.begin_at(DUE + dt.timedelta(days=number))
         days.scheduler.round()
         days.finish_all()
@@ -235,12 +236,14 @@ def test_a_backup_that_cannot_be_verified_takes_no_others_place(
         (job,) = days.cloud.ledger.open_jobs()
         days.finish(job, state=state, reason="it does not boot", reason_code="verify_failed")
         days.scheduler.round()
-    failed, *_ = days.runs(made)
+    _, failed, *_ = days.runs(made)
     assert (failed["state"], failed["reason_code"]) == ("error", "verify_failed")
     assert "it does not boot" in failed["reason"]
     backups = days.ask("GET", f"/v1/jobs?policy_id={made['id']}").json["jobs"]
     gone = [job["removed_at"] is not None for job in backups]
-    assert gone == [False, False, True], "only the second, which is verified, removed one"
+    assert gone == [False, False, True, True], "the one that failed neither removes nor counts"
+    reply = days.ask("GET", f"{POLICIES}/{made['id']}/retention")
+    assert [one["fate"] for one in reply.json["backups"]] == ["kept", "not_counted"]
     assert record.uuid == backups[0]["instance_uuid"]
 
 

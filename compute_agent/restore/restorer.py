@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The door of the package: `prove` an image, then `build` a disk of it. Start reading here.
 
-    Glance ─ source ─▶ fetch (hash, inspection) ─▶ verdict ─▶ ProvenImage ─ build ─▶ BuiltDisk
+    source ─▶ fetch (hashes, inspection) ─▶ tool (second opinion) ─▶ ProvenImage ─ build ─▶ BuiltDisk
 
 Called by the jobs that make disks. Nothing here touches a guest or its disks:
 everything is written to the caller's directory and to paths that did not exist.
@@ -10,106 +10,33 @@ everything is written to the caller's directory and to paths that did not exist.
 from __future__ import annotations
 
 import dataclasses
-import threading
+import logging
 from pathlib import Path
-from typing import Protocol
 
+from common import flatten
 from common.glance import Image, ImageService
 from common.states import TaskState
+from compute_agent.restore import build, source
+from compute_agent.restore.fetch import Fetcher, require_room
+from compute_agent.restore.inspection import Verdict
+from compute_agent.restore.model import (
+    BuiltDisk,
+    DiskWish,
+    ProvenImage,
+    RestoreSettings,
+    Work,
+)
+from compute_agent.restore.progress import Told
+from compute_agent.restore.tool import Tool
 from compute_agent.stream.throttle import Throttle
 
-
-class Work(Protocol):
-    """The job that a disk is made for (`compute_agent.jobs.Job` is one)."""
-
-    #: Set when the work must end.
-    stopped: threading.Event
-    #: The job's own bound on what it reads, below the host's.
-    throttle: Throttle
-
-    def raise_if_stopped(self) -> None:
-        """Raise the reason if the work was asked to end."""
-
-    def tell(
-        self,
-        task_state: TaskState | None,
-        *,
-        bytes_done: int = 0,
-        bytes_total: int = 0,
-        rate_bytes_s: float = 0.0,
-        eta_s: float | None = None,
-    ) -> None:
-        """Report where the job stands."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreSettings:
-    """The options of [restore], as plain values."""
-
-    #: Glance's words for the formats that may be restored.
-    formats: frozenset[str]
-    #: No disk is made that is larger than this, whatever was asked for.
-    max_virtual_bytes: int
-    #: What stays free on a file system, whatever is fetched and built.
-    min_free_bytes: int
-    #: How often a download that broke off is begun again.
-    retries: int
-    #: What qemu-img may take of memory and of processor time while it reads an image.
-    qemu_img_address_space_bytes: int
-    qemu_img_cpu_s: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ProvenImage:
-    """An image as files of this host: whole, hashed, inspected, harmless.
-
-    `path` is the topmost file; an increment's lies on others, in the same directory.
-    """
-
-    image: Image
-    path: Path
-    #: As qemu knows it: "qcow2", "raw", "vmdk", "vdi", "vpc", "vhdx".
-    format: str
-    #: Size of the disk that it holds.
-    virtual_bytes: int
-    #: A guest may write to the file as it is: nothing below it, nothing compressed.
-    is_disk: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class DiskWish:
-    """What the new disk shall be. No path may exist; their directories do."""
-
-    path: Path
-    #: "qcow2" or "raw"; with a base it must be "qcow2".
-    format: str
-    #: Virtual size; an image's own may be less, never more.
-    size_bytes: int
-    #: Uid and gid of the files; None: as this process makes them.
-    owner: tuple[int, int] | None = None
-    mode: int = 0o600
-    #: Put the image's data here and let `path` be an empty overlay on it; None: one file.
-    base_path: Path | None = None
-    base_format: str = "raw"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class BuiltDisk:
-    """A disk that is written, synced and owned as wished; nobody has it open."""
-
-    path: Path
-    format: str
-    size_bytes: int
-    base_path: Path | None = None
-    base_format: str | None = None
+LOG = logging.getLogger(__name__)
 
 
 class Restorer:
     """Makes disks of images; thread-safe. `throttle` is the host's, shared by all jobs."""
 
-    def __init__(
-        self, images: ImageService, throttle: Throttle, settings: RestoreSettings
-    ) -> None:
+    def __init__(self, images: ImageService, throttle: Throttle, settings: RestoreSettings) -> None:
         self._images = images
         self._throttle = throttle
         self._settings = settings
@@ -138,7 +65,24 @@ class Restorer:
         retries); QemuImgError; and, within a second of its end being asked for, the
         job's own reason.
         """
-        raise NotImplementedError
+        most_bytes = min(most_bytes, self._settings.max_virtual_bytes)
+        chain = source.look(self._images, image_id, self._settings, most_bytes=most_bytes)
+        total = sum(image.size_bytes or 0 for image in chain)
+        require_room(directory, total, self._settings, chain[0])
+        told = Told(
+            job,
+            task_state,
+            bytes_total=total,
+            log_interval_s=self._settings.progress_log_interval_s,
+        )
+        fetcher = Fetcher(
+            self._images, self._throttle, self._settings, job, told, most_bytes=most_bytes
+        )
+        try:
+            return self._proven(job, chain, directory, fetcher)
+        except BaseException:
+            _empty(directory)
+            raise
 
     def build(self, job: Work, proven: ProvenImage, wish: DiskWish) -> BuiltDisk:
         """Make the disk that was wished for; the image's files may be used up by that.
@@ -152,4 +96,35 @@ class Restorer:
         UnsafeImage (qemu-img cannot read the image within its limits), QemuImgError,
         and the job's own reason.
         """
-        raise NotImplementedError
+        return build.build(job, proven, wish, self._settings)
+
+    def _proven(
+        self, job: Work, chain: list[Image], directory: Path, fetcher: Fetcher
+    ) -> ProvenImage:
+        image = chain[0]
+        verdicts: list[Verdict] = []
+        if len(chain) == 1:
+            path = directory / image.id
+            tool = Tool(image.id, self._settings, job)
+            verdict = tool.second_opinion(path, fetcher.fetch(image, path))
+        else:
+            path = flatten.fetch_chain(
+                chain, directory, lambda one, to: verdicts.append(fetcher.fetch(one, to))
+            )
+            # The whole must be read through the chain; the topmost file was fetched last.
+            verdict = dataclasses.replace(verdicts[-1], is_disk=False)
+        LOG.info(
+            "Image %s is a sound %s of %d bytes", image.id, verdict.format, verdict.virtual_bytes
+        )
+        return ProvenImage(
+            image=image,
+            path=path,
+            format=verdict.format,
+            virtual_bytes=verdict.virtual_bytes,
+            is_disk=verdict.is_disk,
+        )
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()

@@ -219,17 +219,18 @@ def require_room(
 def _hashes(image: Image) -> dict[str, tuple[hashlib._Hash, str]]:
     """Return what to compute, and what must come out: Glance's own, and ours."""
     told: dict[str, tuple[hashlib._Hash, str]] = {}
-    if image.hash_algorithm in hashlib.algorithms_available and image.hash_value:
-        told["os_hash_value"] = (hashlib.new(image.hash_algorithm), image.hash_value)
+    algorithm = image.hash_algorithm or ""
+    if algorithm in hashlib.algorithms_guaranteed and image.hash_value:
+        told["os_hash_value"] = (hashlib.new(algorithm), image.hash_value)
     else:
         LOG.warning(
             "Image %s: Glance hashed it with %s: only its size%s can be compared",
             image.id,
-            image.hash_algorithm or "nothing",
+            algorithm or "nothing",
             " and our own hash" if SHA512_PROPERTY in image.properties else "",
         )
     ours = image.properties.get(SHA512_PROPERTY)
-    if ours is not None and (image.hash_algorithm, image.hash_value) != ("sha512", ours):
+    if ours is not None and (algorithm, image.hash_value) != ("sha512", ours):
         told[SHA512_PROPERTY] = (hashlib.sha512(), ours)
     return told
 

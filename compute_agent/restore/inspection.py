@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import IO, cast
 
 from oslo_utils.imageutils import format_inspector
 
@@ -56,8 +57,9 @@ class Inspection:
         self._claims = image.disk_format or ""
         self._most_bytes = most_bytes
         self._passing = _Passing()
+        passing = cast(IO[bytes], self._passing)
         expected = None if self._claims in _MAY_BE else self._claims
-        self._wrapper = format_inspector.InspectWrapper(self._passing, expected_format=expected)
+        self._wrapper = format_inspector.InspectWrapper(passing, expected_format=expected)
         self._seen_bytes = 0
 
     def look_at(self, chunk: bytes) -> None:
@@ -90,6 +92,10 @@ class Inspection:
             found = self._wrapper.format
         except format_inspector.ImageFormatError as error:
             raise Refused("it is of several formats at once") from error
+        except Exception as error:  # an inspector may raise anything while it decides
+            raise Refused("its format cannot be told") from error
+        if found is None:
+            raise Refused("its format cannot be told")
         name = str(found)
         if name not in _MAY_BE.get(self._claims, {self._claims}):
             raise Refused(f"its content is {name}, not the {self._claims} that it claims")

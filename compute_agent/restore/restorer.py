@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The door of the package: `prove` an image, then `build` a disk of it. Start reading here.
 
-    source ─▶ fetch (hashes, inspection) ─▶ tool (second opinion) ─▶ ProvenImage ─ build ─▶ BuiltDisk
+    source ▶ fetch (hashes, inspection) ▶ tool (second opinion) ▶ ProvenImage ▶ build ▶ BuiltDisk
 
 Called by the jobs that make disks. Nothing here touches a guest or its disks:
 everything is written to the caller's directory and to paths that did not exist.

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,8 @@ from keystonemiddleware import auth_token
 from oslo_config import cfg
 from oslo_db import options as db_options
 from oslo_middleware.http_proxy_to_wsgi import HTTPProxyToWSGI
-from sqlalchemy import text
 
-from api_service import faults, identity, middleware
+from api_service import faults, health, identity, middleware
 from api_service.agent_client import AgentClient
 from api_service.agents import Agents
 from api_service.dispatcher import Dispatcher
@@ -70,10 +67,10 @@ from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
 from api_service.store.overrides import Overrides
 from api_service.visibility import Visibility
-from common import broker, conf, notifier, rpc
-from common.errors import BrokerUnavailable, ConfigurationError, StillframeError
+from common import conf, notifier, rpc
+from common.errors import ConfigurationError
 from common.glance import ImageService
-from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
+from common.messages import COMPUTE_TOPIC, RPC_VERSION
 
 PROG = "stillframe-api"
 LOG_FILE = "n-api.log"
@@ -136,9 +133,6 @@ PIPELINE: tuple[type[Any], ...] = (
 
 _KEYSTONE_TIMEOUT_S = 10
 _RPC_TIMEOUT_S = 30.0
-_BROKER_TIMEOUT_S = 3.0
-#: Anybody may ask for the health page; not each call may open a connection.
-_BROKER_LOOK_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +181,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
             accept_timeout_s=settings.api.job_accept_timeout,
         ),
         dispatcher=dispatcher,
-        health_checks=_health_checks(settings, database),
+        health_checks=health.checks(settings, database),
         link_prefix=settings.api.compute_link_prefix,
         max_limit=settings.api.max_limit,
         rates=Rates(settings.quota.requests_per_second),
@@ -244,13 +238,6 @@ def _quotas(settings: cfg.ConfigOpts) -> Quotas:
         open_jobs=None if most < 0 else most,
         image_metadata_items=settings.quota.image_metadata_items,
     )
-
-
-def _health_checks(settings: cfg.ConfigOpts, database: Database) -> dict[str, Callable[[], None]]:
-    return {
-        "database": lambda: _look_at_database(database),
-        "broker": _at_most_every(_BROKER_LOOK_S, lambda: _look_at_broker(settings)),
-    }
 
 
 def make_application(services: Services, who: Any = None) -> falcon.App[Any, Any]:
@@ -325,43 +312,3 @@ def _default_database(state_path: Path) -> str:
 def register_database_options(settings: cfg.ConfigOpts) -> None:
     """Register oslo.db's options (harmless when done twice)."""
     settings.register_opts(db_options.database_opts, group="database")
-
-
-def check_broker(settings: cfg.ConfigOpts, hosts: list[str]) -> broker.BrokerReport:
-    """Look at the broker, the API's queue and the queues of `hosts`."""
-    queues = broker.agent_queues(hosts) if hosts else [API_TOPIC]
-    # Registered with the transport, unless that is not RabbitMQ's.
-    options = getattr(settings, "oslo_messaging_rabbit", None)
-    return broker.check(settings.transport_url, queues, _BROKER_TIMEOUT_S, options)
-
-
-def _look_at_broker(settings: cfg.ConfigOpts) -> None:
-    if check_broker(settings, []).is_blocked:
-        raise BrokerUnavailable("an alarm (memory or disk) of RabbitMQ stops all that is published")
-
-
-def _look_at_database(database: Database) -> None:
-    with database.read() as session:
-        session.execute(text("SELECT 1"))
-
-
-def _at_most_every(seconds: float, check: Callable[[], Any]) -> Callable[[], None]:
-    """Return a check that looks again only after that time; a failure is told each time."""
-    lock = threading.Lock()
-    looked_at, failure = -seconds, None
-
-    def remembered() -> None:
-        nonlocal looked_at, failure
-        with lock:
-            if time.monotonic() - looked_at >= seconds:
-                try:
-                    check()
-                    failure = None
-                except StillframeError as error:
-                    failure = error
-                looked_at = time.monotonic()
-            if failure is not None:
-                # Without the frames of the times before.
-                raise failure.with_traceback(None)
-
-    return remembered

@@ -20,7 +20,8 @@ from oslo_config import cfg
 from oslo_db import exception as db_errors
 from oslo_log import log as oslo_log
 
-from api_service.app import LOG_FILE, PROG, Parts, behind_proxy, check_broker, make_parts
+from api_service.app import LOG_FILE, PROG, Parts, behind_proxy, make_parts
+from api_service.health import check_broker
 from api_service.quotas import Streams
 from api_service.reaper import Reaper
 from api_service.status import StatusEndpoint

@@ -23,7 +23,8 @@ from oslo_config import cfg
 from oslo_db import exception as db_errors
 
 from api_service import openapi, views
-from api_service.app import ROUTES, check_broker, make_database
+from api_service.app import ROUTES, make_database
+from api_service.health import check_broker
 from api_service.store import engine
 from api_service.store.inventory import Inventory
 from api_service.store.job_lists import JobQuery

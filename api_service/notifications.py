@@ -13,8 +13,8 @@ from api_service import views
 from api_service.store.inventory import Inventory
 from api_service.store.records import Instance, Job
 from common import context
-from common.messages import Flavor
 from common.notifier import Event, Outbox
+from common.reports import Flavor
 from common.states import ENDED, JobKind, JobState, PowerState
 
 #: Of the payload; minor versions only add.

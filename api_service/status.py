@@ -17,7 +17,7 @@ from api_service.errors import HostNameTaken
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
 from common import context
-from common.messages import HostReport, JobAccepted, JobOutcome, JobProgress, ReportTaken
+from common.reports import HostReport, JobAccepted, JobOutcome, JobProgress, ReportTaken
 from common.states import IMAGE_KINDS, JobState
 
 LOG = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from importlib import metadata as distribution
 
 from common import clock, context
 from common.errors import ConfigurationError, StillframeError
-from common.messages import HostReport, InstanceRecord, ReportTaken
+from common.reports import HostReport, InstanceRecord, ReportTaken
 from common.rpc import Client
 from compute_agent.guest import description, metadata
 from compute_agent.guest.connection import Hypervisor

@@ -22,15 +22,8 @@ from common.errors import (
     StillframeError,
     UnsupportedRpcVersion,
 )
-from common.messages import (
-    InstanceRef,
-    JobAccepted,
-    JobAdjust,
-    JobCancel,
-    JobOutcome,
-    JobRequest,
-    request_from_wire,
-)
+from common.messages import InstanceRef, JobAdjust, JobCancel, JobRequest, request_from_wire
+from common.reports import JobAccepted, JobOutcome
 from common.states import JobKind, JobState
 from common.wire import Message
 from compute_agent.jobs import Jobs

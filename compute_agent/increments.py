@@ -20,7 +20,7 @@ from typing import Any
 
 from common.errors import InstanceNotFound, StillframeError
 from common.glance import ImageNotFound, ImageService
-from common.messages import DiskImage
+from common.reports import DiskImage
 from compute_agent.capture.base import CaptureTarget
 from compute_agent.guest.domain import Guest
 

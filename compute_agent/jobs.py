@@ -21,15 +21,8 @@ from typing import Protocol
 
 from common import clock, context
 from common.errors import CaptureFailed, JobCancelled, JobInterrupted, StillframeError
-from common.messages import (
-    CaptureFigures,
-    DiskImage,
-    JobOutcome,
-    JobProgress,
-    JobRequest,
-    SnapshotRequest,
-    StepTime,
-)
+from common.messages import JobRequest, SnapshotRequest
+from common.reports import CaptureFigures, DiskImage, JobOutcome, JobProgress, StepTime
 from common.states import IMAGE_KINDS, POWER_KINDS, JobKind, JobState, PowerState, TaskState
 from compute_agent.journal import Entry
 from compute_agent.stream.throttle import Throttle

@@ -22,7 +22,8 @@ from typing import Any
 
 from common import clock
 from common.errors import JobFailed, MalformedMessage
-from common.messages import JobOutcome, JobRequest, request_from_wire
+from common.messages import JobRequest, request_from_wire
+from common.reports import JobOutcome
 from common.states import JobKind
 
 LOG = logging.getLogger(__name__)

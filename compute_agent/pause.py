@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 from common import clock
 from common.errors import CaptureFailed, StillframeError
-from common.messages import PauseStamps
+from common.reports import PauseStamps
 from common.states import PowerState
 from compute_agent.guest.domain import Guest
 from compute_agent.sentinel import Sentinel

@@ -19,7 +19,8 @@ from collections.abc import Iterator, Sequence
 from common import clock
 from common.errors import JobCancelled, StillframeError, VerifyFailed
 from common.glance import Image, ImageNotFound, ImageRefused
-from common.messages import CaptureFigures, DiskImage, second_image_id
+from common.messages import second_image_id
+from common.reports import CaptureFigures, DiskImage
 from common.states import TaskState
 from compute_agent import upload
 from compute_agent.capture.base import Export

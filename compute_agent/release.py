@@ -19,7 +19,7 @@ import tenacity
 
 from common import context
 from common.errors import InstanceNotFound, JobInterrupted, StillframeError
-from common.messages import DiskImage
+from common.reports import DiskImage
 from common.states import JobState
 from compute_agent.capture import make, overlay
 from compute_agent.capture.base import Plan

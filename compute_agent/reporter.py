@@ -17,7 +17,7 @@ from typing import Any
 
 from common import context
 from common.errors import StillframeError
-from common.messages import JobAccepted, JobOutcome, JobProgress
+from common.reports import JobAccepted, JobOutcome, JobProgress
 from common.rpc import Client
 from compute_agent.journal import Entry, Journal, JournalUnavailable
 

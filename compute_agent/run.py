@@ -14,7 +14,8 @@ import logging
 import time
 from typing import Any
 
-from common.messages import DiskImage, disk_image_id
+from common.messages import disk_image_id
+from common.reports import DiskImage
 from common.states import PowerState
 from compute_agent.capture import choose, make
 from compute_agent.capture.base import Capture, CaptureTarget, Export, Plan

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from common.errors import CaptureFailed, InstanceNotFound, StillframeError
-from common.messages import CaptureFigures, DiskImage
+from common.reports import CaptureFigures, DiskImage
 from common.states import TaskState
 from compute_agent import release, watch
 from compute_agent.disks.nbd import NbdError

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common.errors import StillframeError
-from common.messages import CaptureFigures, DiskImage
+from common.reports import CaptureFigures, DiskImage
 from compute_agent.capture import make
 from compute_agent.capture.base import CaptureTarget, Plan
 from compute_agent.guest.domain import Guest

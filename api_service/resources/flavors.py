@@ -13,7 +13,7 @@ from api_service import views
 from api_service.errors import BadRequest, NotFound
 from api_service.resources import parameters
 from api_service.resources.services import Resource
-from common.messages import Flavor
+from common.reports import Flavor
 
 _NUMBER_MAX_DIGITS = 18
 #: What Nova sorts by, and ours; what is alike in all of ours sorts nothing.

@@ -24,7 +24,7 @@ from api_service.store.instance_lists import InstanceQuery
 from api_service.store.models import AgentRow, InstanceRow
 from api_service.store.records import Agent, Guest, Instance, Job
 from common import clock
-from common.messages import Flavor, HostReport, InstanceRecord
+from common.reports import Flavor, HostReport, InstanceRecord
 from common.states import VM_STATE_OF_POWER_STATE, PowerState
 
 #: What every request about an instance asks: made once, and read as it is, since objects that

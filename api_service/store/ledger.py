@@ -21,7 +21,7 @@ from api_service.store.models import InstanceRow, JobRow
 from api_service.store.records import Job, Listener, NewJob
 from common import clock
 from common.errors import InstanceBusy, InstanceNotFound
-from common.messages import JobAccepted, JobOutcome, JobProgress
+from common.reports import JobAccepted, JobOutcome, JobProgress
 from common.states import (
     ENDED,
     EVENT_OF_OUTCOME,

@@ -14,7 +14,8 @@ from sqlalchemy import Row
 
 from api_service.store.models import AgentRow, InstanceRow, JobRow
 from common import clock
-from common.messages import CaptureFigures, DiskImage, Flavor, Hypervisor, InstanceRef, StepTime
+from common.messages import InstanceRef
+from common.reports import CaptureFigures, DiskImage, Flavor, Hypervisor, StepTime
 from common.states import JobKind, JobState, PowerState, VmState
 
 _ID_MAX = 36

@@ -12,7 +12,7 @@ from api_service.store.action_lists import REQUEST_PREFIX
 from api_service.store.records import Job
 from api_service.views.viewer import Viewer
 from common import clock
-from common.messages import StepTime
+from common.reports import StepTime
 from common.states import ENDED, JobKind, JobState
 
 #: Nova's names, where they are not the kind's own.

@@ -7,7 +7,7 @@ from typing import Any
 
 from api_service.microversions import Version
 from api_service.views.viewer import Viewer, links
-from common.messages import Flavor
+from common.reports import Flavor
 
 
 def flavor(flavor_: Flavor, viewer: Viewer) -> dict[str, Any]:

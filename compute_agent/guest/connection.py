@@ -20,7 +20,7 @@ import libvirt_qemu
 from oslo_utils import netutils
 
 from common.errors import InstanceNotFound
-from common.messages import Hypervisor as HypervisorInfo
+from common.reports import Hypervisor as HypervisorInfo
 from compute_agent.guest import description
 from compute_agent.guest.domain import Guest
 from compute_agent.guest.errors import HypervisorUnavailable, translated

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import xml.etree.ElementTree as ET
 
-from common.messages import Flavor
+from common.reports import Flavor
 
 OUR_NAMESPACE = "https://stillframe.dev/xmlns/instance/1.0"
 NOVA_NAMESPACES = (

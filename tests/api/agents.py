@@ -7,13 +7,13 @@ import uuid
 from typing import Any
 
 from common import clock
-from common.messages import (
+from common.messages import InstanceRef
+from common.reports import (
     CaptureFigures,
     Flavor,
     HostReport,
     Hypervisor,
     InstanceRecord,
-    InstanceRef,
     JobAccepted,
     JobOutcome,
     JobProgress,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from common import clock
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 
 HOUR_S = 3600.0
 EXPIRES_S = 5.0

@@ -13,10 +13,11 @@ import pytest
 
 from common.errors import StillframeError
 from common.glance import ImageRefused, ImageServiceUnavailable
-from common.messages import InstanceRecord, SnapshotRequest
+from common.messages import SnapshotRequest
+from common.reports import InstanceRecord
 from common.states import PowerState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 from tests.api.memory_images import MemoryImages
 
 FAULT_OF_STATUS = {

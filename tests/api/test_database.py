@@ -18,9 +18,9 @@ from api_service.store.engine import Database, newest_version
 from api_service.store.inventory import Inventory
 from api_service.store.models import Base
 from common.errors import ConfigurationError
-from common.messages import HostReport, InstanceRecord
+from common.reports import HostReport, InstanceRecord
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 
 
 def test_the_migrations_make_exactly_the_models(cloud: Cloud) -> None:

@@ -28,16 +28,11 @@ from api_service.store.models import JobRow
 from api_service.store.records import Instance, Job, NewJob
 from common import clock
 from common.errors import InstanceBusy, InstanceNotFound
-from common.messages import (
-    HostReport,
-    InstanceRecord,
-    JobAccepted,
-    JobOutcome,
-    JobProgress,
-)
+from common.reports import HostReport, InstanceRecord, JobAccepted, JobOutcome, JobProgress
 from common.states import JobKind, JobState, TaskState
 from tests.api import agents as agent_says
-from tests.api.conftest import SQLITE, Cloud
+from tests.api.clouds import Cloud
+from tests.api.conftest import SQLITE
 from tests.api.test_create_image import test_of_racing_requests_exactly_one_wins
 from tests.api.test_database import (
     test_a_database_of_a_newer_release_is_refused,

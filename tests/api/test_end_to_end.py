@@ -17,10 +17,11 @@ from oslo_config import cfg
 from api_service.agent_client import AgentClient
 from api_service.dispatcher import Dispatcher
 from common import context, rpc
-from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION, InstanceRecord, SnapshotRequest
+from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION, SnapshotRequest
+from common.reports import InstanceRecord
 from common.states import JobState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 from tests.api.memory_images import MemoryImages
 
 

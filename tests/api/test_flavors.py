@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from common.messages import Flavor, InstanceRecord
+from common.reports import Flavor, InstanceRecord
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 from tests.api.test_create_image import message_of
 
 ADMIN = "admin:ops"

@@ -13,10 +13,11 @@ from api_service.store.models import JobRow
 from common import clock
 from common.errors import BrokerUnavailable
 from common.glance import ImageServiceUnavailable
-from common.messages import InstanceRecord, disk_image_id, second_image_id
+from common.messages import disk_image_id, second_image_id
+from common.reports import InstanceRecord
 from common.states import JobState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 
 FAILED = {"state": JobState.ERROR, "reason": "no", "reason_code": "capture_failed"}
 

@@ -8,10 +8,10 @@ import uuid
 from typing import Any
 
 from common import clock
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from common.states import PowerState
 from tests.api import agents as agent_says
-from tests.api.conftest import DOWN_AFTER_S, Cloud
+from tests.api.clouds import DOWN_AFTER_S, Cloud
 
 
 def listed(cloud: Cloud) -> set[str]:

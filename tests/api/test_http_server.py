@@ -16,8 +16,8 @@ from oslo_config import cfg
 
 from api_service.cmd import HttpServer
 from common.conf import api as api_options
-from common.messages import InstanceRecord
-from tests.api.conftest import Cloud
+from common.reports import InstanceRecord
+from tests.api.clouds import Cloud
 
 _HEAD = "Host: localhost\r\nX-Auth-Token: demo:p-demo\r\nContent-Type: application/json\r\n"
 #: What a smuggled request would be answered with.

@@ -12,8 +12,8 @@ from falcon import testing
 
 from api_service.app import behind_proxy, make_application, make_identity
 from common.errors import ConfigurationError
-from common.messages import InstanceRecord
-from tests.api.conftest import Cloud, RecordedCasts
+from common.reports import InstanceRecord
+from tests.api.clouds import Cloud, RecordedCasts
 from tests.api.played_keystone import (
     OTHER,
     OWN,

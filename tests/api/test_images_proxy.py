@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from common.glance import ImageServiceUnavailable
-from common.messages import InstanceRecord
-from tests.api.conftest import Cloud, headers
+from common.reports import InstanceRecord
+from tests.api.clouds import Cloud, headers
 from tests.api.test_create_image import message_of
 
 DEMO, OTHER, ADMIN = "demo:p-demo", "eve:p-other", "admin:ops"

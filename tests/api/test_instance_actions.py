@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from common import clock
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 from tests.api.test_create_image import message_of
 
 DEMO, OTHER, ADMIN = "demo:p-demo", "eve:p-other", "admin:ops"

@@ -21,9 +21,9 @@ from api_service.errors import TooManyRequests
 from api_service.quotas import Streams
 from api_service.resources import job_events
 from common.conf import api as api_options
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud, headers
+from tests.api.clouds import Cloud, headers
 
 TIMEOUT_S = 10.0
 DEMO = {"X-Auth-Token": "demo:p-demo"}

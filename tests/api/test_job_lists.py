@@ -12,10 +12,10 @@ import pytest
 
 from api_service.store.models import JobRow
 from common import clock
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from common.states import JobState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 
 ADMIN = "admin:ops"
 

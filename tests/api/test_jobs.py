@@ -10,10 +10,11 @@ import pytest
 
 from api_service.policies import Authorizer
 from common.errors import BrokerUnavailable
-from common.messages import DiskImage, InstanceRecord, SnapshotOptions, disk_image_id
+from common.messages import SnapshotOptions, disk_image_id
+from common.reports import DiskImage, InstanceRecord
 from common.states import JobState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud, headers
+from tests.api.clouds import Cloud, headers
 
 
 def ask(cloud: Cloud, instance: InstanceRecord, **metadata: str) -> Any:

@@ -15,10 +15,10 @@ from api_service.store.models import JobRow
 from common import clock
 from common.errors import AgentUnavailable, BrokerUnavailable
 from common.glance import ImageServiceUnavailable
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from common.states import JobState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 from tests.api.memory_images import MemoryImages
 
 

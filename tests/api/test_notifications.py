@@ -16,11 +16,11 @@ from api_service.app import make_outbox
 from api_service.notifications import NAMES, PHASES, VERSION, Notifications
 from api_service.store.ledger import Ledger
 from common import rpc
-from common.messages import InstanceRecord
 from common.notifier import Event, Outbox
+from common.reports import InstanceRecord
 from common.states import JobKind, JobState, PowerState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 
 
 class ToldAtOnce(Outbox):

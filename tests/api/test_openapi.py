@@ -28,9 +28,9 @@ from api_service import manage, openapi
 from api_service.app import ROUTES
 from api_service.schemas import v1
 from api_service.store.overrides import Overrides
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 
 COMMITTED = Path(api_service.__file__).with_name("openapi.json")
 CHECKS = (

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from common.messages import InstanceRecord, PowerRequest
+from common.messages import PowerRequest
+from common.reports import InstanceRecord
 from common.states import JobKind, JobState, PowerState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud, headers
+from tests.api.clouds import Cloud, headers
 from tests.api.test_create_image import message_of
 
 ADMIN, OTHER = "admin:ops", "eve:p-other"

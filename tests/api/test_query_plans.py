@@ -15,9 +15,9 @@ from sqlalchemy import event
 
 from api_service.store.models import InstanceRow, JobRow
 from common import clock
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 from tests.api.test_job_lists import add_jobs
 
 COUNT = 10_000

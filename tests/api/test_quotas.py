@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from api_service.quotas import Quotas, Rates
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud, RecordedCasts
+from tests.api.clouds import Cloud, RecordedCasts
 from tests.api.memory_images import MemoryImages
 
 MakeCloud = Callable[..., Cloud]

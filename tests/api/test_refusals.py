@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from common.messages import InstanceRecord
-from tests.api.conftest import Cloud, headers
+from common.reports import InstanceRecord
+from tests.api.clouds import Cloud, headers
 
 DEMO, OTHER = "demo:p-demo", "eve:p-other"
 REFUSED = [

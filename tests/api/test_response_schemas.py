@@ -14,10 +14,10 @@ import pytest
 from api_service.microversions import MAXIMUM
 from api_service.store.job_lists import JobQuery
 from api_service.store.overrides import Overrides
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from common.states import PowerState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud, headers
+from tests.api.clouds import Cloud, headers
 
 rest_client = pytest.importorskip(
     "tempest.lib.common.jsonschema_validator", reason="tempest judges the shapes"

@@ -10,8 +10,8 @@ import pytest
 from falcon import testing
 
 from api_service.app import make_application, make_identity
-from common.messages import InstanceRecord
-from tests.api.conftest import Cloud
+from common.reports import InstanceRecord
+from tests.api.clouds import Cloud
 from tests.api.played_keystone import OTHER, OWN, ROLES, ask, running, settings
 
 SERVER = "/v2.1/servers/{id}"

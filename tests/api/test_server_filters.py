@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from oslo_db import exception as db_errors
 
-from common.messages import Flavor, InstanceRecord
+from common.reports import Flavor, InstanceRecord
 from common.states import PowerState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 
 ADMIN = "admin:ops"
 

@@ -11,10 +11,10 @@ import pytest
 
 from api_service.store.overrides import Overrides
 from common import clock
-from common.messages import Flavor, InstanceRecord
+from common.reports import Flavor, InstanceRecord
 from common.states import PowerState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 
 ADMIN = "admin:ops"
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from api_service.policies import Authorizer
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from common.states import PowerState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud
+from tests.api.clouds import Cloud
 
 
 def names(reply: Any) -> list[str]:

@@ -17,10 +17,10 @@ from api_service.policies import Authorizer
 from api_service.store.inventory import Inventory
 from common import context
 from common.glance import ImageServiceUnavailable
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from common.states import PowerState
 from tests.api import agents as agent_says
-from tests.api.conftest import CALLS_AT_ONCE, Cloud
+from tests.api.clouds import CALLS_AT_ONCE, Cloud
 
 MEMBER = {"user_id": "demo", "project_id": agent_says.PROJECT, "roles": ["member", "reader"]}
 READER = MEMBER | {"roles": ["reader"]}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from common.messages import InstanceRecord
+from common.reports import InstanceRecord
 from common.states import JobKind, PowerState
 from tests.api import agents as agent_says
-from tests.api.conftest import Cloud, headers
+from tests.api.clouds import Cloud, headers
 from tests.api.test_create_image import message_of
 
 ADMIN, DEMO, OTHER = "admin:ops", "demo:p-demo", "eve:p-other"

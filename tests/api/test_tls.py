@@ -23,8 +23,8 @@ from api_service.cmd import HttpServer
 from common import conf
 from common.errors import ConfigurationError
 from common.glance import ImageService, ImageServiceUnavailable
-from common.messages import InstanceRecord
-from tests.api.conftest import Cloud
+from common.reports import InstanceRecord
+from tests.api.clouds import Cloud
 from tests.api.played_keystone import OWN, ask, register_keystone, running, settings
 from tests.unit.common.test_broker import self_signed
 from tools.stack.process import free_port

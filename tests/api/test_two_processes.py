@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
 from api_service.store.models import LeaseRow
-from common.messages import HostReport
+from common.reports import HostReport
 from tests.api import agents as agent_says
 from tests.api.conftest import Served
 from tests.api.test_glance_calls import Server, glance

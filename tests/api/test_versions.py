@@ -11,8 +11,8 @@ from oslo_db import exception as db_errors
 
 from api_service import middleware
 from api_service.microversions import MAXIMUM
-from common.messages import InstanceRecord
-from tests.api.conftest import Cloud
+from common.reports import InstanceRecord
+from tests.api.clouds import Cloud
 
 BOTH = ("OpenStack-API-Version", "X-OpenStack-Nova-API-Version")
 

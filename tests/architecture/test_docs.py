@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common import calls, messages
+from common import calls, messages, reports
 from common.messages import HISTORY, RPC_VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ ARGUMENTS = {
 }
 MESSAGES = [
     kind
-    for kind in {**vars(messages), **vars(calls)}.values()
+    for kind in {**vars(messages), **vars(reports), **vars(calls)}.values()
     if dataclasses.is_dataclass(kind) and kind is not messages.Message
 ]
 STEPS = re.findall(

@@ -102,7 +102,7 @@ def test_a_broker_behind_tls_is_reached_as_the_daemons_reach_it(
 
 CHECK = """
 import sys
-from api_service.app import check_broker
+from api_service.health import check_broker
 from common import conf, rpc
 settings = conf.load(["--config-file", sys.argv[1]], "test")
 rpc.register_options(settings)

@@ -28,7 +28,7 @@ import requests
 from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
 from common import clock
-from common.messages import Flavor, HostReport, Hypervisor, InstanceRecord
+from common.reports import Flavor, HostReport, Hypervisor, InstanceRecord
 from common.states import PowerState
 from tools.bench import load
 from tools.bench.load import Request

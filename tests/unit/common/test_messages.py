@@ -10,15 +10,8 @@ from typing import Any
 import pytest
 
 from common.errors import MalformedMessage
-from common.messages import (
-    CaptureFigures,
-    HostReport,
-    InstanceRecord,
-    InstanceRef,
-    JobOutcome,
-    SnapshotRequest,
-    StepTime,
-)
+from common.messages import InstanceRef, SnapshotRequest
+from common.reports import CaptureFigures, HostReport, InstanceRecord, JobOutcome, StepTime
 from common.states import JobKind, JobState
 
 INSTANCE, IMAGE, JOB = (str(uuid.UUID(int=number)) for number in (1, 2, 3))

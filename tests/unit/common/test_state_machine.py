@@ -25,7 +25,7 @@ from api_service.store.models import Base
 from api_service.store.records import Job, NewJob
 from common import clock
 from common.errors import InstanceBusy
-from common.messages import HostReport, InstanceRecord, JobAccepted, JobOutcome, JobProgress
+from common.reports import HostReport, InstanceRecord, JobAccepted, JobOutcome, JobProgress
 from common.states import (
     ENDED,
     EVENT_OF_OUTCOME,

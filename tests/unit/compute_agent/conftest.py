@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from common import context
-from common.messages import InstanceRef, JobAccepted, JobOutcome, JobProgress, SnapshotRequest
+from common.messages import InstanceRef, SnapshotRequest
+from common.reports import JobAccepted, JobOutcome, JobProgress
 from common.states import JobKind, JobState
 from compute_agent.capture import make
 from compute_agent.jobs import Job

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from common.errors import BrokerUnavailable, ConfigurationError, StillframeError
-from common.messages import Hypervisor, ReportTaken
+from common.reports import Hypervisor, ReportTaken
 from compute_agent.announcer import Announcer
 from tests.unit.compute_agent.conftest import wait_for
 

@@ -13,7 +13,7 @@ from common.errors import (
     InstanceBusy,
     JobInterrupted,
 )
-from common.messages import CaptureFigures, DiskImage
+from common.reports import CaptureFigures, DiskImage
 from compute_agent import release
 from compute_agent.guest.errors import HypervisorUnavailable
 from compute_agent.jobs import Job

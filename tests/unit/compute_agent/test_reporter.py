@@ -12,7 +12,8 @@ import pytest
 
 from common import context
 from common.errors import BrokerUnavailable
-from common.messages import JobAccepted, JobProgress, SnapshotRequest
+from common.messages import SnapshotRequest
+from common.reports import JobAccepted, JobProgress
 from common.states import JobKind
 from compute_agent.journal import Journal, JournalUnavailable
 from compute_agent.reporter import Reporter

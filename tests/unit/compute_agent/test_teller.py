@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 
-from common.messages import JobProgress
+from common.reports import JobProgress
 from compute_agent.jobs import Job
 from compute_agent.stream.compressed import CompressedLayout
 from compute_agent.stream.extents import CLUSTER_BYTES

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.messages import Flavor
+from common.reports import Flavor
 from compute_agent.guest import description, metadata
 from compute_agent.guest.metadata import Owner
 

@@ -21,7 +21,7 @@ from tests.unit.compute_agent.restore.conftest import Prove
 from tests.unit.compute_agent.restore.shelf import IMAGE, SETTINGS, SIZE, Errand, Shelf
 
 CONTENT = os.urandom(SIZE)
-STALL_S = 0.5
+STALL_S = 0.3
 
 
 class Wire:

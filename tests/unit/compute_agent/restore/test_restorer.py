@@ -8,20 +8,25 @@ import json
 import os
 import uuid
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from common.errors import StillframeError
+from common import qemu_img
+from common.errors import JobCancelled, StillframeError
 from common.flatten import BrokenChain, ForeignParent, NoRoom, UnsafeImage
-from common.glance import ImageNotFound
+from common.glance import ImageNotFound, ImageService
 from common.states import TaskState
 from compute_agent.restore import fetch
 from compute_agent.restore.errors import ImageTooLarge, UnusableImage
 from compute_agent.restore.model import DiskWish, ProvenImage
 from compute_agent.restore.restorer import Restorer
+from compute_agent.stream.throttle import Throttle
 from tests.unit.compute_agent.restore.conftest import Prove
 from tests.unit.compute_agent.restore.shelf import (
+    IMAGE,
     MIB,
+    SETTINGS,
     SIZE,
     Errand,
     Shelf,
@@ -313,6 +318,44 @@ def test_a_build_that_fails_at_its_end_leaves_nothing(
     with pytest.raises(StillframeError, match="cancelled"):
         restorer.build(errand, proven, wish)
     assert list(disks.iterdir()) == []
+
+
+def test_a_stop_ends_a_conversion(
+    shelf: Shelf,
+    prove: Prove,
+    restorer: Restorer,
+    errand: Errand,
+    disks: Path,
+    sample: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shelf.put(sample)
+    proven = prove()
+    really = qemu_img.run
+
+    def stopped_while_it_runs(arguments: list[str], **other: Any) -> str:
+        if arguments[0] == "convert":
+            errand.stopped.set()
+            # In its place, what runs for hours.
+            arguments = ["bench", "-f", "qcow2", "-c", "1000000000", str(sample)]
+        return really(arguments, **other)
+
+    monkeypatch.setattr(qemu_img, "run", stopped_while_it_runs)
+    with pytest.raises(JobCancelled):
+        restorer.build(errand, proven, DiskWish(path=disks / "disk", format="raw", size_bytes=SIZE))
+    assert list(disks.iterdir()) == []
+
+
+def test_an_image_that_takes_qemu_img_too_much_is_refused(
+    shelf: Shelf, errand: Errand, room: Path, tmp_path: Path
+) -> None:
+    # Not even qemu-img itself fits into that.
+    settings = dataclasses.replace(SETTINGS, qemu_img_memory_bytes=32 * MIB)
+    shelf.put(qcow2(tmp_path / "sound"))
+    restorer = Restorer(cast(ImageService, shelf), Throttle(0), settings)
+    with pytest.raises(UnsafeImage, match="more time or space"):
+        restorer.prove(errand, IMAGE, room, most_bytes=SIZE, task_state=None)
+    assert list(room.iterdir()) == []
 
 
 def test_progress_is_told_under_the_callers_task_state(

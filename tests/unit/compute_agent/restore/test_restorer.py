@@ -96,6 +96,19 @@ def test_a_disk_holds_what_its_image_does(
     assert not proven.path.exists()
 
 
+@pytest.mark.parametrize("boot_flag", [0x80, 0x77])
+def test_a_partition_table_is_raw_whatever_the_guest_wrote_into_it(
+    shelf: Shelf, prove: Prove, boot_flag: int
+) -> None:
+    disk = bytearray(SIZE)
+    disk[446:462] = bytes([boot_flag, 0, 2, 0, 0x83, 0, 2, 0, 1, 0, 0, 0, 9, 0, 0, 0])
+    disk[510:512] = b"\x55\xaa"
+    shelf.put(bytes(disk), "raw")
+    proven = prove()
+    assert (proven.format, proven.is_disk) == ("raw", True)
+    assert proven.path.read_bytes() == disk
+
+
 def test_what_can_be_the_disk_is_moved_and_its_zeros_take_no_space(
     shelf: Shelf, prove: Prove, restorer: Restorer, errand: Errand, disks: Path, sample: Path
 ) -> None:

@@ -24,6 +24,7 @@ from oslo_middleware.http_proxy_to_wsgi import HTTPProxyToWSGI
 from api_service import faults, health, identity, middleware
 from api_service.agent_client import AgentClient
 from api_service.agents import Agents
+from api_service.backups import Backups
 from api_service.dispatcher import Dispatcher
 from api_service.notifications import Notifications
 from api_service.policies import Authorizer
@@ -166,13 +167,15 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
     client = transport.client(topic=COMPUTE_TOPIC, version=RPC_VERSION, timeout_s=_RPC_TIMEOUT_S)
     dispatcher = Dispatcher(ledger, AgentClient(client, agents.clock_offset_s))
     authorizer = Authorizer(settings)
+    snapshots = _snapshots(settings, ledger, agents, images)
     services = Services(
         authorizer=authorizer,
         visibility=Visibility(authorizer=authorizer, inventory=inventory, ledger=ledger),
         inventory=inventory,
         ledger=ledger,
         agents=agents,
-        snapshots=_snapshots(settings, ledger, agents, images),
+        snapshots=snapshots,
+        backups=Backups(snapshots=snapshots),
         overrides=overrides,
         powers=Powers(
             ledger=ledger,
@@ -214,6 +217,7 @@ def make_calls(services: Services, most_at_once: int) -> ServiceEndpoint:
     return ServiceEndpoint(
         visibility=services.visibility,
         snapshots=services.snapshots,
+        backups=services.backups,
         powers=services.powers,
         dispatcher=services.dispatcher,
         most_at_once=max(1, most_at_once),

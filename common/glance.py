@@ -100,6 +100,8 @@ class Image:
     min_disk_gib: int
     min_ram_mib: int
     properties: dict[str, str]
+    #: Glance deletes it for nobody.
+    is_protected: bool = False
     visibility: str = "private"
     #: As Glance writes times; empty: it does not tell.
     created_at: str = ""
@@ -387,6 +389,7 @@ def _image(record: Mapping[str, Any]) -> Image:
             for key, value in record.items()
             if key not in _ATTRIBUTES and isinstance(value, str)
         },
+        is_protected=bool(record.get("protected")),
         visibility=record.get("visibility") or "private",
         created_at=record.get("created_at") or "",
         updated_at=record.get("updated_at") or "",

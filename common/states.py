@@ -69,6 +69,7 @@ class JobKind(enum.StrEnum):
     """What was asked for."""
 
     SNAPSHOT = "snapshot"
+    BACKUP = "backup"
     PAUSE = "pause"
     UNPAUSE = "unpause"
     START = "start"
@@ -77,13 +78,14 @@ class JobKind(enum.StrEnum):
 
 
 #: What makes an image; the others leave a job's image ids empty.
-IMAGE_KINDS = frozenset({JobKind.SNAPSHOT})
+IMAGE_KINDS = frozenset({JobKind.SNAPSHOT, JobKind.BACKUP})
 #: What only changes the power state.
 POWER_KINDS = frozenset(JobKind) - IMAGE_KINDS
 
 #: What an instance is first shown to be at.
 FIRST_TASK_STATE: dict[JobKind, TaskState] = {
     JobKind.SNAPSHOT: TaskState.IMAGE_SNAPSHOT_PENDING,
+    JobKind.BACKUP: TaskState.IMAGE_BACKUP,
     JobKind.PAUSE: TaskState.PAUSING,
     JobKind.UNPAUSE: TaskState.UNPAUSING,
     JobKind.START: TaskState.POWERING_ON,

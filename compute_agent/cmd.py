@@ -20,7 +20,7 @@ from common import conf, daemon, log, rpc
 from common.errors import ConfigurationError, StillframeError
 from common.glance import ImageService
 from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
-from common.states import POWER_KINDS, JobKind
+from common.states import IMAGE_KINDS, POWER_KINDS
 from compute_agent import release, snapshot
 from compute_agent.announcer import Announcer
 from compute_agent.capture.workspace import Directories
@@ -98,7 +98,8 @@ class Agent:
         self.pipeline = snapshot.Pipeline(tools)
         self.powers = Powers(tools, shutdown_timeout_s=settings.shutdown_timeout)
         self.jobs = jobs = Jobs(
-            {JobKind.SNAPSHOT: self.pipeline.run} | dict.fromkeys(POWER_KINDS, self.powers.run),
+            dict.fromkeys(IMAGE_KINDS, self.pipeline.run)
+            | dict.fromkeys(POWER_KINDS, self.powers.run),
             host=settings.host,
             limit=settings.max_concurrent_snapshots,
             reports=self.reporter,

@@ -8,6 +8,7 @@ one: where the API itself gave a job up, its agent may know better.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from typing import Any
 
@@ -31,6 +32,7 @@ from common.states import (
     VM_STATE_OF_POWER_STATE,
     IllegalTransition,
     JobEvent,
+    JobKind,
     JobState,
     PowerState,
     TaskState,
@@ -135,6 +137,7 @@ class Ledger:
             total = total or outcome.size_bytes or 0
             # The image may be another than was asked for, if the first failed its verification.
             values |= {"bytes_done": total, "bytes_total": total, "image_id": outcome.image_id}
+            values["rotation_due"] = outcome.kind is JobKind.BACKUP
         return self._end(
             outcome.job_id, EVENT_OF_OUTCOME[outcome.state], values, outcome.power_state
         )
@@ -213,6 +216,8 @@ class Ledger:
                 created_at=now,
                 deadline_at=now,
                 accepted_at=now,
+                backup_type=report.backup_type,
+                rotation=report.rotation,
                 **_NOTHING_DONE,
             )
             session.add(row)
@@ -342,6 +347,7 @@ _NOTHING_DONE: dict[str, Any] = {
     "images": [],
     "discard_image": False,
     "limit_due": False,
+    "rotation_due": False,
 }
 
 
@@ -360,6 +366,7 @@ def _new_row(new: NewJob) -> JobRow:
         castable=new.castable,
         created_at=clock.now(),
         deadline_at=new.deadline_at,
+        **(dataclasses.asdict(new.backup) if new.backup else {}),
         **_NOTHING_DONE,
     )
 

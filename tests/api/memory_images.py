@@ -83,6 +83,8 @@ class MemoryImages:
         """Delete a record; one that is gone is fine."""
         self._fail()
         with self._lock:
+            if self.records.get(image_id, {}).get("protected"):
+                raise ImageRefused(f"Image {image_id} is protected and cannot be deleted.", 403)
             self.deleted.append(image_id)
             self.records.pop(image_id, None)
 
@@ -133,6 +135,7 @@ class MemoryImages:
             min_disk_gib=record.get("min_disk", 0),
             min_ram_mib=record.get("min_ram", 0),
             properties=properties,
+            is_protected=record.get("protected", False),
             visibility=record.get("visibility", "private"),
             created_at=record.get("created_at", ""),
             updated_at=record.get("updated_at", ""),

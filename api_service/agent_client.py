@@ -12,11 +12,12 @@ from common.messages import (
     JobCancel,
     JobRequest,
     PowerRequest,
+    RebuildRequest,
     SnapshotOptions,
     SnapshotRequest,
 )
 from common.rpc import Client
-from common.states import POWER_KINDS
+from common.states import POWER_KINDS, JobKind
 from common.wire import Message
 
 
@@ -58,6 +59,10 @@ def _request(job: Job, deadline: float) -> JobRequest:
     if job.kind in POWER_KINDS:
         return PowerRequest(
             kind=job.kind, instance=job.instance, job_id=job.id, deadline=deadline, **job.options
+        )
+    if job.kind is JobKind.REBUILD:
+        return RebuildRequest(
+            instance=job.instance, job_id=job.id, deadline=deadline, **job.options
         )
     return SnapshotRequest(
         instance=job.instance,

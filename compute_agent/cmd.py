@@ -31,8 +31,13 @@ from compute_agent.increments import Increments
 from compute_agent.jobs import Jobs
 from compute_agent.journal import Journal
 from compute_agent.power import Powers
+from compute_agent.proofs import ProofSettings
+from compute_agent.rebuild import Rebuilds
+from compute_agent.rebuild_run import RebuildSettings
 from compute_agent.recovery import Recovery
 from compute_agent.reporter import Reporter
+from compute_agent.restore.model import RestoreSettings
+from compute_agent.restore.restorer import Restorer
 from compute_agent.sentinel import Sentinel
 from compute_agent.stream.throttle import Throttle
 from compute_agent.tools import Settings, Tools
@@ -93,15 +98,21 @@ class Agent:
         )
         self.pipeline = snapshot.Pipeline(tools)
         self.powers = Powers(tools, shutdown_timeout_s=settings.shutdown_timeout)
+        self.rebuilds = Rebuilds(tools, _restorer(settings, tools), _rebuild_settings(settings))
         self.jobs = jobs = Jobs(
-            {JobKind.SNAPSHOT: self.pipeline.run} | dict.fromkeys(POWER_KINDS, self.powers.run),
+            {JobKind.SNAPSHOT: self.pipeline.run, JobKind.REBUILD: self.rebuilds.run}
+            | dict.fromkeys(POWER_KINDS, self.powers.run),
             host=settings.host,
             limit=settings.max_concurrent_snapshots,
             reports=self.reporter,
         )
         endpoint = Endpoint(host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter)
         recovery = Recovery(
-            self.pipeline.recover, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter
+            {JobKind.SNAPSHOT: self.pipeline.recover, JobKind.REBUILD: self.rebuilds.recover},
+            host=settings.host,
+            tools=tools,
+            jobs=jobs,
+            reports=self.reporter,
         )
         server = _server(settings, transport, endpoint)
         self.announcer = _announcer(settings, transport, self.hypervisor, journal, agent_id)
@@ -146,6 +157,7 @@ class Agent:
         rate_bytes_s = settings.capture.bandwidth_limit * _MB
         progress_s, report_s = settings.agent.progress_interval, settings.report_interval
         max_increments = settings.capture.max_increments
+        rebuilds = _rebuild_settings(settings)
         snapshots, shutdown_s = _snapshot_settings(settings), settings.shutdown_timeout
         oslo_log.setup(settings, "stillframe")
         self.throttle.set_rate(rate_bytes_s)
@@ -153,6 +165,7 @@ class Agent:
         self.announcer.interval_s = report_s
         self.increments.max_length = max_increments
         self.pipeline.use(snapshots)
+        self.rebuilds.settings = rebuilds
         self.powers.shutdown_timeout_s = shutdown_s
 
 
@@ -264,6 +277,35 @@ def _snapshot_settings(settings: cfg.ConfigOpts) -> Settings:
         scratch_min_free_bytes=settings.capture.scratch_min_free * _MIB,
         upload_retries=settings.glance.num_retries,
         progress_log_interval_s=settings.agent.progress_log_interval,
+    )
+
+
+def _restorer(settings: cfg.ConfigOpts, tools: Tools) -> Restorer:
+    return Restorer(
+        tools.images,
+        tools.throttle,
+        RestoreSettings(
+            formats=frozenset({"qcow2", "raw", "vmdk", "vdi", "vhd", "vhdx"}),
+            max_virtual_bytes=1 << 44,
+            min_free_bytes=1 << 28,
+            retries=settings.glance.num_retries,
+            qemu_img_memory_bytes=1 << 30,
+            qemu_img_timeout_s=3600,
+            progress_log_interval_s=settings.agent.progress_log_interval,
+        ),
+    )
+
+
+def _rebuild_settings(settings: cfg.ConfigOpts) -> RebuildSettings:
+    group = settings.rebuild
+    return RebuildSettings(
+        shutdown_timeout_s=settings.shutdown_timeout,
+        proof=ProofSettings(
+            proof=group.proof,
+            running_s=group.running_time,
+            timeout_s=group.proof_timeout,
+            port=group.proof_port,
+        ),
     )
 
 

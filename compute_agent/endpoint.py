@@ -71,6 +71,10 @@ class Endpoint:
         """Switch `instance` off and on again, as `reboot_type` says."""
         self._take(caller, JobKind.REBOOT, arguments)
 
+    def rebuild_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Make the root disk of `instance` anew of the image `image_id` (see RebuildRequest)."""
+        self._take(caller, JobKind.REBUILD, arguments)
+
     def cancel_job(self, _caller: context.RequestContext, **arguments: Any) -> None:
         """End a job soon and undo what it did (see JobCancel); its outcome is reported."""
         message = self._read(JobCancel, arguments)
@@ -135,7 +139,7 @@ class Endpoint:
             "Accepted job %s: %s%s, asked by user %s of project %s",
             request.job_id,
             request.kind,
-            f" to image {request.image_id}" if request.image_id else "",
+            f", image {request.image_id}" if request.image_id else "",
             caller.user_id,
             caller.project_id,
         )

@@ -8,9 +8,11 @@ instance of ours. Used by the announcer; pure functions over XML.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 
 from common.reports import Flavor
 
@@ -20,6 +22,10 @@ NOVA_NAMESPACES = (
     "http://openstack.org/xmlns/libvirt/nova/1.0",
 )
 _KIB_PER_MIB = 1024
+#: The element's prefix, by its namespace: what people read in the definition.
+_PREFIXES = dict.fromkeys(NOVA_NAMESPACES, "nova") | {OUR_NAMESPACE: "stillframe"}
+for _namespace in (OUR_NAMESPACE, NOVA_NAMESPACES[0]):
+    ET.register_namespace(_PREFIXES[_namespace], _namespace)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,49 @@ def read(domain: ET.Element) -> InstanceMetadata:
         if element is not None:
             return _Reader(element, namespace).read()
     return InstanceMetadata()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MetadataChange:
+    """The instance's element of one namespace, before (None: there was none) and after."""
+
+    namespace: str
+    prefix: str
+    before: str | None
+    after: str
+
+
+def with_image(
+    domain: ET.Element, image_id: str, image_properties: Mapping[str, str]
+) -> MetadataChange:
+    """Return what makes the metadata of a `<domain>` name another image as its root disk's.
+
+    The element that is read from now is the one that changes; a domain with none gets
+    one of ours, which says nothing else.
+    """
+    namespace, found = next(
+        (
+            (one, element)
+            for one in (OUR_NAMESPACE, *NOVA_NAMESPACES)
+            if (element := domain.find(f"metadata/{{{one}}}instance")) is not None
+        ),
+        (OUR_NAMESPACE, None),
+    )
+    name = f"{{{namespace}}}".__add__
+    changed = ET.Element(name("instance")) if found is None else copy.deepcopy(found)
+    for old in (*changed.findall(name("root")), *changed.findall(name("image"))):
+        changed.remove(old)
+    ET.SubElement(changed, name("root"), type="image", uuid=image_id)
+    image = ET.SubElement(changed, name("image"), uuid=image_id)
+    properties = ET.SubElement(image, name("imageProperties"))
+    for key, value in sorted(image_properties.items()):
+        ET.SubElement(properties, name("property"), name=key).text = value
+    return MetadataChange(
+        namespace=namespace,
+        prefix=_PREFIXES[namespace],
+        before=None if found is None else ET.tostring(found, encoding="unicode").strip(),
+        after=ET.tostring(changed, encoding="unicode").strip(),
+    )
 
 
 def flavor_of(domain: ET.Element, root_bytes: int) -> Flavor:

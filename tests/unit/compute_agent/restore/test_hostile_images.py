@@ -266,13 +266,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("evil", CORPUS, ids=str)
 def test_it_is_refused_before_any_qemu_tool_sees_it(
-    evil: Evil,
-    shelf: Shelf,
-    prove: Prove,
-    room: Path,
-    tmp_path: Path,
-    secret: Path,
-    seen: list[str],
+    evil: Evil, shelf: Shelf, prove: Prove, room: Path, tmp_path: Path, secret: Path, seen: list[str]
 ) -> None:
     shelf.put(evil.make(tmp_path / "evil", secret), evil.disk_format)
     with pytest.raises(evil.error) as raised:

@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A rebuild, step by step: whatever fails or dies, the guest has one whole disk and runs as it did.
+
+The guest and the image are played; the disk's files and the journal are real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import uuid
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from common import qemu_img
+from common.errors import (
+    CaptureFailed,
+    InstanceNotFound,
+    JobCancelled,
+    JobInterrupted,
+    StillframeError,
+)
+from common.messages import InstanceRef, RebuildRequest
+from common.states import JobState, PowerState
+from compute_agent import rebuild, release
+from compute_agent.guest import description
+from compute_agent.jobs import Job
+from compute_agent.journal import Journal
+from compute_agent.proofs import ProofSettings, RebuildUnproven
+from compute_agent.rebuild import STEPS, Rebuilds
+from compute_agent.rebuild_run import RebuildRefused, RebuildSettings
+from compute_agent.restore.restorer import Restorer
+from tests.unit.compute_agent.conftest import RecordedReports
+from tests.unit.compute_agent.stage import tools_of
+
+GUEST, IMAGE = str(uuid.UUID(int=7)), str(uuid.UUID(int=8))
+OLD, NEW = b"old disk", b"new disk"
+RUNNING, OFF = PowerState.RUNNING, PowerState.SHUTDOWN
+NAMES = [step.name for step in STEPS]
+SETTINGS = RebuildSettings(
+    shutdown_timeout_s=1.0,
+    proof=ProofSettings(proof="running", running_s=0.0, timeout_s=0.1, port=22),
+)
+
+
+class Killed(BaseException):
+    """The agent dies here."""
+
+
+class Scene:
+    """A guest on a real file, its hypervisor, its increments and what makes disks of images."""
+
+    uuid = GUEST
+
+    def __init__(self, disk: Path) -> None:
+        self.disk = disk
+        self.state = RUNNING
+        self.runs_from = OLD
+        self.starts = 0
+        self.obeys = True
+        self.persistent, self.saved_memory = True, False
+        self.arch = "x86_64"
+        self.source = "file"
+        self.metadata: str | None = None
+        self.forgotten = False
+        self.properties: dict[str, str] = {"hw_disk_bus": "virtio", "image_type": "snapshot"}
+        #: What happens at the begin of what is done: raise, or anything.
+        self.at: dict[str, Callable[[], None]] = {}
+        self.done: list[str] = []
+
+    def _do(self, what: str) -> None:
+        self.done.append(what)
+        self.at.get(what, lambda: None)()
+
+    def guest(self, _uuid: str) -> Scene:
+        self._do("find")
+        return self
+
+    def definition(self) -> ET.Element:
+        return description.parse(
+            f"<domain><os><type arch='{self.arch}'>hvm</type></os>"
+            f"<metadata>{self.metadata or ''}</metadata>"
+            f"<devices><disk type='{self.source}'><driver type='raw'/>"
+            f"<source {'dev' if self.source == 'block' else 'file'}='{self.disk}'/>"
+            "<target dev='vda'/></disk></devices></domain>"
+        )
+
+    def is_persistent(self) -> bool:
+        return self.persistent
+
+    def has_saved_memory(self) -> bool:
+        return self.saved_memory
+
+    def capacity_bytes(self, _target: str) -> int:
+        return 1 << 20
+
+    def is_active(self) -> bool:
+        return self.state is not OFF
+
+    def power_state(self) -> PowerState:
+        return self.state
+
+    def run_id(self) -> str:
+        return str(self.starts) if self.is_active() else ""
+
+    def shut_down(self, _timeout_s: float, stopped: threading.Event) -> bool:
+        if self.state is OFF:
+            return True
+        self._do("button")
+        if self.obeys and not stopped.is_set():
+            self.state = OFF
+        return self.state is OFF
+
+    def cut_power(self) -> None:
+        self._do("cut")
+        self.state = OFF
+
+    def start(self) -> None:
+        self._do("start")
+        if self.state is OFF:
+            self.state, self.starts = RUNNING, self.starts + 1
+        self.runs_from = self.disk.read_bytes()
+
+    def write_metadata(self, change: Any, *, back: bool = False) -> None:
+        self._do("unwrite" if back else "write")
+        self.metadata = change.before if back else change.after
+
+    def forget(self, _guest: object) -> None:
+        self._do("forget")
+        self.forgotten = True
+
+    def prove(self, _job: object, image_id: str, room: Path, **_: Any) -> Any:
+        self._do("prove image")
+        return Proven(image_id, room, self.properties)
+
+    def build(self, _job: object, _proven: object, wish: Any) -> None:
+        self._do("build")
+        wish.path.write_bytes(NEW)
+        if wish.base_path is not None:
+            wish.base_path.write_bytes(b"base")
+
+
+class Proven:
+    """A proven image."""
+
+    format, is_disk, virtual_bytes = "qcow2", True, 1 << 19
+
+    def __init__(self, image_id: str, _room: Path, properties: dict[str, str]) -> None:
+        self.image = type("Image", (), {"id": image_id, "properties": properties})
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    disk = tmp_path / "disks" / "vm"
+    disk.parent.mkdir()
+    disk.write_bytes(OLD)
+    scene = Scene(disk)
+    info = qemu_img.ImageInfo(path=str(disk), format="raw", virtual_bytes=1, actual_bytes=1)
+    monkeypatch.setattr(qemu_img, "info", lambda *_: info)
+    return scene
+
+
+@pytest.fixture
+def rebuilds(scene: Scene, journal: Journal, tmp_path: Path) -> Rebuilds:
+    tools = tools_of(scene, journal, tmp_path)
+    return Rebuilds(tools, cast(Restorer, scene), SETTINGS)
+
+
+@pytest.fixture
+def job(journal: Journal) -> Job:
+    return new_job(journal)
+
+
+def new_job(journal: Journal, **asked: Any) -> Job:
+    request = RebuildRequest(instance=InstanceRef(uuid=GUEST), image_id=IMAGE, **asked)
+    journal.accept(request, {})
+    return as_journalled(journal, request.job_id)
+
+
+def as_journalled(journal: Journal, job_id: str) -> Job:
+    """Return the job as an agent finds it in its journal."""
+    entry = journal.find(job_id)
+    assert entry is not None
+    return Job(entry, "h", RecordedReports(journal))
+
+
+def is_alone(scene: Scene) -> bool:
+    return os.listdir(scene.disk.parent) == [scene.disk.name]
+
+
+def assert_as_it_was(scene: Scene) -> None:
+    assert scene.disk.read_bytes() == OLD
+    assert is_alone(scene)
+    assert (scene.state, scene.runs_from, scene.metadata) == (RUNNING, OLD, None)
+    assert not scene.forgotten
+
+
+def test_the_guest_runs_from_its_new_disk_and_nothing_of_the_old_one_is_left(
+    rebuilds: Rebuilds, scene: Scene, job: Job
+) -> None:
+    rebuilds.run(job)
+    assert scene.done == [*("find", "prove image", "build", "button", "write", "start", "forget")]
+    assert (scene.state, scene.runs_from, scene.disk.read_bytes()) == (RUNNING, NEW, NEW)
+    assert is_alone(scene)
+    assert scene.metadata is not None
+    assert IMAGE in scene.metadata
+    assert "hw_disk_bus" in scene.metadata
+    assert "image_type" not in scene.metadata
+    outcome = job.finish(None)
+    assert (outcome.state, outcome.power_state) == (JobState.DONE, RUNNING)
+    assert [step.name for step in outcome.steps] == NAMES
+
+
+@pytest.mark.parametrize(("start", "after"), [(None, OFF), (True, RUNNING)])
+def test_a_guest_that_is_off_stays_so_unless_it_is_to_run(
+    rebuilds: Rebuilds, scene: Scene, journal: Journal, start: bool | None, after: PowerState
+) -> None:
+    scene.state = OFF
+    rebuilds.run(new_job(journal, start=start))
+    assert (scene.state, scene.disk.read_bytes()) == (after, NEW)
+    assert "button" not in scene.done
+
+
+def test_a_guest_that_does_not_obey_its_button_loses_its_power(
+    rebuilds: Rebuilds, scene: Scene, job: Job
+) -> None:
+    scene.obeys = False
+    rebuilds.run(job)
+    assert scene.done[3:5] == ["button", "cut"]
+    assert scene.runs_from == NEW
+
+
+def fail(error: BaseException) -> Callable[[], None]:
+    def raise_it() -> None:
+        raise error
+
+    return raise_it
+
+
+@pytest.mark.parametrize("what", ["prove image", "build", "button", "write"])
+def test_whatever_fails_before_the_proof_leaves_everything_as_it_was(
+    rebuilds: Rebuilds, scene: Scene, job: Job, what: str
+) -> None:
+    scene.at[what] = fail(StillframeError("no"))
+    if what == "button":
+        scene.at = {"button": lambda: scene.at.pop("button") and fail(StillframeError("no"))()}
+    with pytest.raises(StillframeError, match="no"):
+        rebuilds.run(job)
+    assert_as_it_was(scene)
+    assert job.result.power_state is RUNNING
+
+
+@pytest.mark.parametrize("how", ["does not start", "dies", "is not seen"])
+def test_a_new_disk_that_is_not_seen_to_run_gives_way_to_the_old_one(
+    rebuilds: Rebuilds, scene: Scene, job: Job, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def first(what: Callable[[], None]) -> None:
+        scene.at["start"] = lambda: (scene.at.pop("start"), what())[-1]
+
+    if how == "does not start":
+        first(fail(CaptureFailed("no")))
+    elif how == "dies":
+        real = scene.start
+
+        def start_and_die() -> None:
+            real()
+            scene.state = RUNNING if scene.runs_from == OLD else OFF
+
+        monkeypatch.setattr(scene, "start", start_and_die)
+    else:
+        proof = ProofSettings(proof="port", running_s=0, timeout_s=0.0, port=22)
+        rebuilds.settings = RebuildSettings(shutdown_timeout_s=1.0, proof=proof)
+        monkeypatch.setattr(scene, "addresses", lambda: (), raising=False)
+    with pytest.raises((RebuildUnproven, CaptureFailed)):
+        rebuilds.run(job)
+    assert_as_it_was(scene)
+
+
+@pytest.mark.parametrize("step", NAMES[:-1])
+@pytest.mark.parametrize("why", [JobCancelled("enough"), JobInterrupted("the agent stops")])
+def test_a_job_that_is_to_end_undoes_what_it_did(
+    rebuilds: Rebuilds,
+    scene: Scene,
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    why: StillframeError,
+) -> None:
+    real = job.begin_step
+    monkeypatch.setattr(
+        job, "begin_step", lambda name: (real(name), job.stop(why) if name == step else None)[0]
+    )
+    with pytest.raises(type(why)):
+        rebuilds.run(job)
+    assert_as_it_was(scene)
+
+
+@pytest.mark.parametrize("at", NAMES)
+@pytest.mark.parametrize("done", [False, True])
+def test_a_kill_in_any_step_is_put_right_by_the_next_agent(
+    rebuilds: Rebuilds,
+    scene: Scene,
+    job: Job,
+    journal: Journal,
+    monkeypatch: pytest.MonkeyPatch,
+    at: str,
+    done: bool,
+) -> None:
+    """At the step's begin, or when it had done all that it does."""
+    die_in(monkeypatch, at, done=done)
+    # Where the disk is proven, the walk lets nothing through any more.
+    with contextlib.suppress(Killed):
+        rebuilds.run(job)
+    monkeypatch.undo()
+    next_agent(rebuilds, journal, job.entry.job_id)
+    if NAMES.index(at) < NAMES.index("start"):
+        assert_as_it_was(scene)
+    else:
+        assert (scene.state, scene.runs_from, scene.disk.read_bytes()) == (RUNNING, NEW, NEW)
+        assert is_alone(scene)
+        assert scene.forgotten
+
+
+def die_in(monkeypatch: pytest.MonkeyPatch, at: str, *, done: bool) -> None:
+    """Let the agent die in a step, and nothing of its own be undone then."""
+
+    def dying(step: rebuild.Step) -> rebuild.Step:
+        def die(run: Any) -> None:
+            if done:
+                step.run(run)
+            raise Killed
+
+        return rebuild.Step(name=step.name, run=die, task_state=step.task_state, final=step.final)
+
+    steps = tuple(dying(step) if step.name == at else step for step in STEPS)
+    monkeypatch.setattr(rebuild, "STEPS", steps)
+    monkeypatch.setattr(Rebuilds, "_undo", lambda *_: None)
+    monkeypatch.setattr(rebuild, "_note_power", lambda *_: None)
+
+
+def next_agent(rebuilds: Rebuilds, journal: Journal, job_id: str) -> None:
+    """Do what recovery does: go on where that is said, else put right."""
+    job = as_journalled(journal, job_id)
+    if rebuild.goes_on(job.entry):
+        rebuilds.run(job)
+    else:
+        assert rebuilds.recover(job) is False
+
+
+def test_what_cannot_be_put_back_now_is_put_back_later(
+    rebuilds: Rebuilds, scene: Scene, job: Job, journal: Journal, tmp_path: Path
+) -> None:
+    scene.at["start"] = fail(StillframeError("libvirt is away"))
+    with pytest.raises(StillframeError):
+        rebuilds.run(job)
+    job.finish(CaptureFailed("no"))
+    assert [entry.job_id for entry in journal.unreleased()] == [job.entry.job_id]
+    scene.at.clear()
+    release.give_back_all(tools_of(scene, journal, tmp_path))
+    assert_as_it_was(scene)
+    assert journal.unreleased() == []
+
+
+def test_an_old_disk_that_cannot_be_removed_now_is_removed_later(
+    rebuilds: Rebuilds, scene: Scene, job: Job, journal: Journal, tmp_path: Path
+) -> None:
+    scene.at["forget"] = fail(StillframeError("libvirt is away"))
+    rebuilds.run(job)
+    job.finish(None)
+    assert not is_alone(scene)
+    scene.at.clear()
+    release.give_back_all(tools_of(scene, journal, tmp_path))
+    assert (is_alone(scene), scene.runs_from) == (True, NEW)
+    assert journal.unreleased() == []
+
+
+def test_an_instance_that_goes_meanwhile_leaves_one_disk_and_nothing_beside_it(
+    rebuilds: Rebuilds, scene: Scene, job: Job
+) -> None:
+    gone = fail(InstanceNotFound("the instance no longer exists on its host"))
+    scene.at = {"start": gone, "cut": gone}
+    with pytest.raises(InstanceNotFound):
+        rebuilds.run(job)
+    assert (scene.disk.read_bytes(), is_alone(scene)) == (OLD, True)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "words"),
+    [
+        ("persistent", False, "switched off"),
+        ("saved_memory", True, "suspended to disk"),
+        ("source", "block", "no file"),
+    ],
+)
+def test_what_cannot_be_rebuilt_is_refused_before_anything_is_done(
+    rebuilds: Rebuilds, scene: Scene, job: Job, attribute: str, value: object, words: str
+) -> None:
+    setattr(scene, attribute, value)
+    with pytest.raises(RebuildRefused, match=words):
+        rebuilds.run(job)
+    assert scene.done == ["find"]
+
+
+def test_an_image_for_another_processor_is_refused_before_the_guest_hears_of_it(
+    rebuilds: Rebuilds, scene: Scene, job: Job
+) -> None:
+    scene.properties["hw_architecture"] = "aarch64"
+    with pytest.raises(RebuildRefused, match="aarch64"):
+        rebuilds.run(job)
+    assert_as_it_was(scene)
+    assert "button" not in scene.done

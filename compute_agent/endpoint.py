@@ -24,7 +24,7 @@ from common.errors import (
 )
 from common.messages import InstanceRef, JobAdjust, JobCancel, JobRequest, request_from_wire
 from common.reports import JobAccepted, JobOutcome
-from common.states import JobKind, JobState
+from common.states import DISK_KINDS, IMAGE_KINDS, JobKind, JobState
 from common.wire import Message
 from compute_agent.jobs import Jobs
 from compute_agent.journal import Journal, JournalUnavailable
@@ -34,6 +34,9 @@ LOG = logging.getLogger(__name__)
 
 #: What a method that makes a job makes one of.
 _KINDS = {f"{kind}_instance": kind for kind in JobKind}
+
+#: How an image has to do with what is asked.
+_WAY = dict.fromkeys(IMAGE_KINDS, "to") | dict.fromkeys(DISK_KINDS, "of")
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -139,7 +142,7 @@ class Endpoint:
             "Accepted job %s: %s%s, asked by user %s of project %s",
             request.job_id,
             request.kind,
-            f", image {request.image_id}" if request.image_id else "",
+            f" {_WAY[request.kind]} image {request.image_id}" if request.image_id else "",
             caller.user_id,
             caller.project_id,
         )

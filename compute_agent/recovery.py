@@ -3,8 +3,8 @@
 
 Runs once, before anything is consumed. A job that had not begun is simply
 submitted, and so is one whose frozen view still stands: its upload begins
-again; a rebuild whose new disk is in its place goes on. Any other is undone by what the journal says of it: the guest is resumed
-if we had paused it, the capture ended, the half-made image removed, and the job
+again, and a rebuild whose new disk is in its place. Any other is undone by what the
+journal says of it: the guest is resumed if we had paused it, the capture ended, the half-made image removed, and the job
 ends in `error` with its reason; one whose image was already published ends in
 `done`. Workspaces that no entry owns are removed too.
 """

@@ -53,6 +53,7 @@ _CALL_TIMEOUT_S = 30.0
 _REPORT_TIMEOUT_S = 5.0
 _MB = 10**6
 _MIB = 1 << 20
+_GIB = 1 << 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,11 +95,12 @@ class Agent:
             directories=directories,
             throttle=self.throttle,
             sentinel=sentinel,
+            restorer=_restorer(settings, images, self.throttle),
             settings=_snapshot_settings(settings),
         )
         self.pipeline = snapshot.Pipeline(tools)
         self.powers = Powers(tools, shutdown_timeout_s=settings.shutdown_timeout)
-        self.rebuilds = Rebuilds(tools, _restorer(settings, tools), _rebuild_settings(settings))
+        self.rebuilds = Rebuilds(tools, _rebuild_settings(settings))
         self.jobs = jobs = Jobs(
             {JobKind.SNAPSHOT: self.pipeline.run, JobKind.REBUILD: self.rebuilds.run}
             | dict.fromkeys(POWER_KINDS, self.powers.run),
@@ -259,6 +261,23 @@ def _announcer(
     )
 
 
+def _restorer(settings: cfg.ConfigOpts, images: ImageService, throttle: Throttle) -> Restorer:
+    options = settings.restore
+    return Restorer(
+        images,
+        throttle,
+        RestoreSettings(
+            formats=frozenset(options.formats),
+            max_virtual_bytes=options.max_size * _GIB,
+            min_free_bytes=options.min_free * _MIB,
+            retries=settings.glance.num_retries,
+            qemu_img_memory_bytes=options.qemu_img_memory * _MIB,
+            qemu_img_timeout_s=options.qemu_img_timeout,
+            progress_log_interval_s=settings.agent.progress_log_interval,
+        ),
+    )
+
+
 def _snapshot_settings(settings: cfg.ConfigOpts) -> Settings:
     return Settings(
         method=settings.capture.method,
@@ -277,22 +296,6 @@ def _snapshot_settings(settings: cfg.ConfigOpts) -> Settings:
         scratch_min_free_bytes=settings.capture.scratch_min_free * _MIB,
         upload_retries=settings.glance.num_retries,
         progress_log_interval_s=settings.agent.progress_log_interval,
-    )
-
-
-def _restorer(settings: cfg.ConfigOpts, tools: Tools) -> Restorer:
-    return Restorer(
-        tools.images,
-        tools.throttle,
-        RestoreSettings(
-            formats=frozenset({"qcow2", "raw", "vmdk", "vdi", "vhd", "vhdx"}),
-            max_virtual_bytes=1 << 44,
-            min_free_bytes=1 << 28,
-            retries=settings.glance.num_retries,
-            qemu_img_memory_bytes=1 << 30,
-            qemu_img_timeout_s=3600,
-            progress_log_interval_s=settings.agent.progress_log_interval,
-        ),
     )
 
 

@@ -33,7 +33,6 @@ from compute_agent.rebuild_run import (
     take_up,
 )
 from compute_agent.restore.model import DiskWish
-from compute_agent.restore.restorer import Restorer
 from compute_agent.tools import Tools
 
 LOG = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ _BASE_FORMATS = ("qcow2", "raw")
 def fetch(run: Run) -> None:
     """Fetch the image and prove it; nothing but its own room is written to."""
     run.swap.make_room()
-    run.proven = run.restorer.prove(
+    run.proven = run.tools.restorer.prove(
         run.job,
         run.image_id,
         run.swap.room,
@@ -62,7 +61,7 @@ def build(run: Run) -> None:
     if run.proven is None:
         raise RuntimeError("a disk is built of an image that was proven")
     base_format = run.proven.format if run.proven.is_disk else "qcow2"
-    run.restorer.build(
+    run.tools.restorer.build(
         run.job,
         run.proven,
         DiskWish(
@@ -148,9 +147,8 @@ def goes_on(entry: Entry) -> bool:
 class Rebuilds:
     """Runs and recovers rebuilds with one host's tools."""
 
-    def __init__(self, tools: Tools, restorer: Restorer, settings: RebuildSettings) -> None:
+    def __init__(self, tools: Tools, settings: RebuildSettings) -> None:
         self._tools = tools
-        self._restorer = restorer
         self.settings = settings
 
     def run(self, job: Job) -> None:
@@ -159,11 +157,11 @@ class Rebuilds:
         step = job.entry.step
         if step in _GOING_ON:
             LOG.info("Going on with the rebuild in step %s: the new disk is in its place", step)
-            run = take_up(self._tools, self._restorer, self.settings, job, guest)
+            run = take_up(self._tools, self.settings, job, guest)
             steps = _GOING_ON[step]
         else:
             release.give_back_earlier(self._tools, guest)
-            run, steps = begin(self._tools, self._restorer, self.settings, job, guest), STEPS
+            run, steps = begin(self._tools, self.settings, job, guest), STEPS
         self._walk(run, steps)
 
     def recover(self, job: Job) -> bool:

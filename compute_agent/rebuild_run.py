@@ -26,7 +26,6 @@ from compute_agent.guest.metadata import MetadataChange
 from compute_agent.jobs import Job
 from compute_agent.proofs import ProofSettings
 from compute_agent.restore.model import ProvenImage
-from compute_agent.restore.restorer import Restorer
 from compute_agent.swap import Swap
 from compute_agent.tools import Tools
 
@@ -61,7 +60,6 @@ class Run:
 
     job: Job
     tools: Tools
-    restorer: Restorer
     settings: RebuildSettings
     guest: Guest
     image_id: str
@@ -79,9 +77,7 @@ class Run:
     down_at: float = 0.0
 
 
-def begin(
-    tools: Tools, restorer: Restorer, settings: RebuildSettings, job: Job, guest: Guest
-) -> Run:
+def begin(tools: Tools, settings: RebuildSettings, job: Job, guest: Guest) -> Run:
     """Look at the instance and decide; nothing is done to it yet.
 
     Raises NoUsableDisk, RebuildRefused (the message says why), QemuImgError,
@@ -100,7 +96,6 @@ def begin(
     run = Run(
         job=job,
         tools=tools,
-        restorer=restorer,
         settings=settings,
         guest=guest,
         image_id=request.image_id,
@@ -123,16 +118,13 @@ def begin(
     return run
 
 
-def take_up(
-    tools: Tools, restorer: Restorer, settings: RebuildSettings, job: Job, guest: Guest
-) -> Run:
+def take_up(tools: Tools, settings: RebuildSettings, job: Job, guest: Guest) -> Run:
     """Return the run of an interrupted job, its new disk in its place, as it was."""
     facts = job.entry.facts
     change = facts.get("metadata")
     return Run(
         job=job,
         tools=tools,
-        restorer=restorer,
         settings=settings,
         guest=guest,
         image_id=_request(job).image_id,

@@ -13,7 +13,7 @@ import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -34,7 +34,6 @@ from compute_agent.journal import Journal
 from compute_agent.proofs import ProofSettings, RebuildUnproven
 from compute_agent.rebuild import STEPS, Rebuilds
 from compute_agent.rebuild_run import RebuildRefused, RebuildSettings
-from compute_agent.restore.restorer import Restorer
 from tests.unit.compute_agent.conftest import RecordedReports
 from tests.unit.compute_agent.stage import tools_of
 
@@ -168,7 +167,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
 @pytest.fixture
 def rebuilds(scene: Scene, journal: Journal, tmp_path: Path) -> Rebuilds:
     tools = tools_of(scene, journal, tmp_path)
-    return Rebuilds(tools, cast(Restorer, scene), SETTINGS)
+    return Rebuilds(tools, SETTINGS)
 
 
 @pytest.fixture

@@ -167,28 +167,17 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
     client = transport.client(topic=COMPUTE_TOPIC, version=RPC_VERSION, timeout_s=_RPC_TIMEOUT_S)
     dispatcher = Dispatcher(ledger, AgentClient(client, agents.clock_offset_s))
     authorizer = Authorizer(settings)
+    snapshots = _snapshots(settings, ledger, agents, images)
     services = Services(
         authorizer=authorizer,
         visibility=Visibility(authorizer=authorizer, inventory=inventory, ledger=ledger),
         inventory=inventory,
         ledger=ledger,
         agents=agents,
-        snapshots=_snapshots(settings, ledger, agents, images),
+        snapshots=snapshots,
         overrides=overrides,
-        powers=Powers(
-            ledger=ledger,
-            overrides=overrides,
-            agents=agents,
-            accept_timeout_s=settings.api.job_accept_timeout,
-        ),
-        rebuilds=Rebuilds(
-            ledger=ledger,
-            overrides=overrides,
-            agents=agents,
-            images=images,
-            accept_timeout_s=settings.api.job_accept_timeout,
-            quotas=_quotas(settings),
-        ),
+        powers=_powers(settings, overrides, snapshots),
+        rebuilds=_rebuilds(settings, overrides, snapshots),
         dispatcher=dispatcher,
         health_checks=health.checks(settings, database),
         link_prefix=settings.api.compute_link_prefix,
@@ -239,6 +228,26 @@ def _snapshots(
         images=images,
         accept_timeout_s=settings.api.job_accept_timeout,
         quotas=_quotas(settings),
+    )
+
+
+def _powers(settings: cfg.ConfigOpts, overrides: Overrides, beside: Snapshots) -> Powers:
+    return Powers(
+        ledger=beside.ledger,
+        overrides=overrides,
+        agents=beside.agents,
+        accept_timeout_s=settings.api.job_accept_timeout,
+    )
+
+
+def _rebuilds(settings: cfg.ConfigOpts, overrides: Overrides, beside: Snapshots) -> Rebuilds:
+    return Rebuilds(
+        ledger=beside.ledger,
+        overrides=overrides,
+        agents=beside.agents,
+        images=beside.images,
+        accept_timeout_s=settings.api.job_accept_timeout,
+        quotas=beside.quotas,
     )
 
 

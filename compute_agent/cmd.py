@@ -109,13 +109,8 @@ class Agent:
             reports=self.reporter,
         )
         endpoint = Endpoint(host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter)
-        recovery = Recovery(
-            {JobKind.SNAPSHOT: self.pipeline.recover, JobKind.REBUILD: self.rebuilds.recover},
-            host=settings.host,
-            tools=tools,
-            jobs=jobs,
-            reports=self.reporter,
-        )
+        undo = {JobKind.SNAPSHOT: self.pipeline.recover, JobKind.REBUILD: self.rebuilds.recover}
+        recovery = Recovery(undo, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter)
         server = _server(settings, transport, endpoint)
         self.announcer = _announcer(settings, transport, self.hypervisor, journal, agent_id)
         self.hypervisor.on_change = self.announcer.changed

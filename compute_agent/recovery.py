@@ -4,9 +4,10 @@
 Runs once, before anything is consumed. A job that had not begun is simply
 submitted, and so is one whose frozen view still stands: its upload begins
 again, and a rebuild whose new disk is in its place. Any other is undone by what the
-journal says of it: the guest is resumed if we had paused it, the capture ended, the half-made image removed, and the job
-ends in `error` with its reason; one whose image was already published ends in
-`done`. Workspaces that no entry owns are removed too.
+journal says of it: the guest is resumed if we had paused it, the capture ended, the
+half-made image removed, the old disk put back, and the job ends in `error` with its
+reason; one whose image was already published ends in `done`. Workspaces that no
+entry owns are removed too.
 """
 
 from __future__ import annotations

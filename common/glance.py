@@ -10,6 +10,7 @@ the thread.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -272,9 +273,10 @@ class ImageService:
                 stream=True,
                 timeout=(timeout_s, timeout_s),
             )
-            if not response.ok:
-                raise _of_status(response.status_code, response.reason or "no reason given")
-            yield from response.iter_content(_DOWNLOAD_BYTES)
+            with contextlib.closing(response):
+                if not response.ok:
+                    raise _of_status(response.status_code, response.reason or "no reason given")
+                yield from response.iter_content(_DOWNLOAD_BYTES)
         except (keystone_errors.ClientException, OSError) as error:
             LOG.warning("Glance, during the download: %s", error)
             raise ImageServiceUnavailable(

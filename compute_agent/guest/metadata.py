@@ -24,8 +24,6 @@ NOVA_NAMESPACES = (
 _KIB_PER_MIB = 1024
 #: The element's prefix, by its namespace: what people read in the definition.
 _PREFIXES = dict.fromkeys(NOVA_NAMESPACES, "nova") | {OUR_NAMESPACE: "stillframe"}
-for _namespace in (OUR_NAMESPACE, NOVA_NAMESPACES[0]):
-    ET.register_namespace(_PREFIXES[_namespace], _namespace)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +58,11 @@ def read(domain: ET.Element) -> InstanceMetadata:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MetadataChange:
-    """The instance's element of one namespace, before (None: there was none) and after."""
+    """The instance's element of one namespace, before (None: there was none) and after.
+
+    Without the namespace: libvirt puts all of an element into it, and refuses one that
+    names it already.
+    """
 
     namespace: str
     prefix: str
@@ -96,8 +98,8 @@ def with_image(
     return MetadataChange(
         namespace=namespace,
         prefix=_PREFIXES[namespace],
-        before=None if found is None else ET.tostring(found, encoding="unicode").strip(),
-        after=ET.tostring(changed, encoding="unicode").strip(),
+        before=None if found is None else _plain(found, namespace),
+        after=_plain(changed, namespace),
     )
 
 
@@ -111,6 +113,15 @@ def flavor_of(domain: ET.Element, root_bytes: int) -> Flavor:
         memory_mib=memory_mib,
         disk_gib=math.ceil(root_bytes / 2**30),
     )
+
+
+def _plain(element: ET.Element, namespace: str) -> str:
+    """Return an element as text, without its namespace."""
+    plain = copy.deepcopy(element)
+    for one in plain.iter():
+        one.tag = one.tag.removeprefix(f"{{{namespace}}}")
+    plain.tail = None
+    return ET.tostring(plain, encoding="unicode")
 
 
 class _Reader:

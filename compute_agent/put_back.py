@@ -13,6 +13,7 @@ import threading
 from typing import Any
 
 from common.errors import InstanceNotFound
+from common.states import PowerState
 from compute_agent.guest.domain import Guest
 from compute_agent.guest.metadata import MetadataChange
 from compute_agent.increments import Increments
@@ -81,6 +82,6 @@ def settle(swap: Swap, guest: Guest, increments: Increments) -> None:
 
 def _switch_off(guest: Guest, patience_s: float, swap: Swap) -> None:
     """A guest on the new disk loses its power; one on the old may be on its way down already."""
-    if not swap.is_swapped():
+    if not swap.is_swapped() and guest.power_state() is PowerState.RUNNING:
         guest.shut_down(patience_s, threading.Event())
     guest.cut_power()

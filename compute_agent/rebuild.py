@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 
 from common import qemu_img
-from common.errors import InstanceNotFound, JobInterrupted, StillframeError
-from common.states import TaskState
+from common.errors import InstanceBusy, InstanceNotFound, JobInterrupted, StillframeError
+from common.states import PowerState, TaskState
 from compute_agent import put_back, release
 from compute_agent.guest import metadata
 from compute_agent.jobs import Job
@@ -78,14 +78,17 @@ def stop(run: Run) -> None:
     """Have the guest shut down, in time, or cut its power."""
     run.down_at = time.monotonic()
     timeout_s = run.settings.shutdown_timeout_s
-    if not run.guest.shut_down(timeout_s, run.job.stopped):
+    obeys = run.guest.power_state() is PowerState.RUNNING
+    if obeys and not run.guest.shut_down(timeout_s, run.job.stopped):
         run.job.raise_if_stopped()
         LOG.warning("The guest has not shut down in %.0f s; cutting its power", timeout_s)
-        run.guest.cut_power()
+    run.guest.cut_power()
 
 
 def swap(run: Run) -> None:
     """Put the new disk in the old one's place; the definition says what it is made of."""
+    if run.guest.is_active():
+        raise InstanceBusy("somebody started the instance while its disk was to be replaced")
     run.swap.swap()
     if run.metadata is not None:
         run.guest.write_metadata(run.metadata)
@@ -203,7 +206,9 @@ class Rebuilds:
         if not step.final:
             run.job.raise_if_stopped()
         self._tools.journal.begin_step(run.job.entry.job_id, step.name, facts_of(run))
-        run.job.tell(step.task_state)
+        # What was fetched stays so: the steps that follow move no bytes to speak of.
+        fetched = run.proven.image.size_bytes or 0 if run.proven else 0
+        run.job.tell(step.task_state, bytes_done=fetched, bytes_total=fetched)
 
     def _undo(self, run: Run, at: Step) -> None:
         """Make everything what it was; what cannot be now is tried again later."""

@@ -83,6 +83,8 @@ class Scene:
         return self.state is OFF
 
     def cut_power(self) -> None:
+        if self.state is OFF:
+            return
         self._do("cut")
         self.state = OFF
 
@@ -117,4 +119,6 @@ class Proven:
     format, is_disk, virtual_bytes = "qcow2", True, 1 << 19
 
     def __init__(self, image_id: str, _room: Path, properties: dict[str, str]) -> None:
-        self.image = type("Image", (), {"id": image_id, "properties": properties})
+        self.image = type(
+            "Image", (), {"id": image_id, "properties": properties, "size_bytes": 1000}
+        )

@@ -17,6 +17,7 @@ import pytest
 from common import qemu_img
 from common.errors import (
     CaptureFailed,
+    InstanceBusy,
     InstanceNotFound,
     JobCancelled,
     JobInterrupted,
@@ -124,6 +125,28 @@ def test_a_guest_that_does_not_obey_its_button_loses_its_power(
     rebuilds.run(job)
     assert scene.done[3:5] == ["button", "cut"]
     assert scene.runs_from == NEW
+
+
+def test_a_guest_that_stands_still_hears_no_button(
+    rebuilds: Rebuilds, scene: Scene, job: Job
+) -> None:
+    scene.state = PowerState.PAUSED
+    rebuilds.run(job)
+    assert scene.done[3:5] == ["cut", "write"]
+    assert scene.runs_from == NEW
+
+
+def test_a_guest_that_somebody_starts_meanwhile_keeps_its_disk(
+    rebuilds: Rebuilds, scene: Scene, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU would go on with the old file, whatever has its name."""
+    real, looks = scene.is_active, iter([True, True, True])
+    monkeypatch.setattr(scene, "is_active", lambda: next(looks, None) or real())
+    with pytest.raises(InstanceBusy):
+        rebuilds.run(job)
+    monkeypatch.setattr(scene, "is_active", real)
+    assert scene.disk.read_bytes() == OLD
+    assert is_alone(scene)
 
 
 def fail(error: BaseException) -> Callable[[], None]:
@@ -274,7 +297,7 @@ def test_an_instance_that_goes_meanwhile_leaves_one_disk_and_nothing_beside_it(
     rebuilds: Rebuilds, scene: Scene, job: Job
 ) -> None:
     gone = fail(InstanceNotFound("the instance no longer exists on its host"))
-    scene.at = {"start": gone, "cut": gone}
+    scene.at = {"start": gone, "unwrite": gone}
     with pytest.raises(InstanceNotFound):
         rebuilds.run(job)
     assert (scene.disk.read_bytes(), is_alone(scene)) == (OLD, True)

@@ -35,7 +35,6 @@ R = TypeVar("R")
 
 #: How many images a list may hold.
 FOUND_MAX = 10_000
-#: As many as Glance gives at a time.
 _PAGE_SIZE = 1000
 _NO_CONTENT = 204
 _CONFLICT = 409
@@ -261,7 +260,6 @@ class ImageService:
         Raises ImageNotFound, ImageServiceUnavailable.
         """
         client = self._http_client()
-        timeout_s = self._settings.request_timeout_s
         try:
             response = client.session.get(
                 f"/v2/images/{image_id}/file",
@@ -271,7 +269,7 @@ class ImageService:
                 raise_exc=False,
                 log=False,
                 stream=True,
-                timeout=(timeout_s, timeout_s),
+                timeout=self._settings.request_timeout_s,
             )
             with contextlib.closing(response):
                 if not response.ok:

@@ -69,6 +69,7 @@ class JobKind(enum.StrEnum):
     """What was asked for."""
 
     SNAPSHOT = "snapshot"
+    BACKUP = "backup"
     PAUSE = "pause"
     UNPAUSE = "unpause"
     START = "start"
@@ -78,7 +79,7 @@ class JobKind(enum.StrEnum):
 
 
 #: What makes an image; the others leave a job's image ids empty.
-IMAGE_KINDS = frozenset({JobKind.SNAPSHOT})
+IMAGE_KINDS = frozenset({JobKind.SNAPSHOT, JobKind.BACKUP})
 #: What gives an instance another disk, made of an image.
 DISK_KINDS = frozenset({JobKind.REBUILD})
 #: What only changes the power state.
@@ -90,6 +91,7 @@ REBUILD_VM_STATES = frozenset({VmState.ACTIVE, VmState.STOPPED, VmState.ERROR})
 #: What an instance is first shown to be at.
 FIRST_TASK_STATE: dict[JobKind, TaskState] = {
     JobKind.SNAPSHOT: TaskState.IMAGE_SNAPSHOT_PENDING,
+    JobKind.BACKUP: TaskState.IMAGE_BACKUP,
     JobKind.PAUSE: TaskState.PAUSING,
     JobKind.UNPAUSE: TaskState.UNPAUSING,
     JobKind.START: TaskState.POWERING_ON,

@@ -20,7 +20,7 @@ from common import conf, daemon, log, rpc
 from common.errors import ConfigurationError, StillframeError
 from common.glance import ImageService
 from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
-from common.states import POWER_KINDS, JobKind
+from common.states import DISK_KINDS, IMAGE_KINDS, POWER_KINDS
 from compute_agent import release, snapshot
 from compute_agent.announcer import Announcer
 from compute_agent.capture.workspace import Directories
@@ -102,14 +102,17 @@ class Agent:
         self.powers = Powers(tools, shutdown_timeout_s=settings.shutdown_timeout)
         self.rebuilds = Rebuilds(tools, _rebuild_settings(settings))
         self.jobs = jobs = Jobs(
-            {JobKind.SNAPSHOT: self.pipeline.run, JobKind.REBUILD: self.rebuilds.run}
+            dict.fromkeys(IMAGE_KINDS, self.pipeline.run)
+            | dict.fromkeys(DISK_KINDS, self.rebuilds.run)
             | dict.fromkeys(POWER_KINDS, self.powers.run),
             host=settings.host,
             limit=settings.max_concurrent_snapshots,
             reports=self.reporter,
         )
         endpoint = Endpoint(host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter)
-        undo = {JobKind.SNAPSHOT: self.pipeline.recover, JobKind.REBUILD: self.rebuilds.recover}
+        undo = dict.fromkeys(IMAGE_KINDS, self.pipeline.recover) | dict.fromkeys(
+            DISK_KINDS, self.rebuilds.recover
+        )
         recovery = Recovery(undo, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter)
         server = _server(settings, transport, endpoint)
         self.announcer = _announcer(settings, transport, self.hypervisor, journal, agent_id)

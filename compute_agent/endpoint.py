@@ -22,7 +22,14 @@ from common.errors import (
     StillframeError,
     UnsupportedRpcVersion,
 )
-from common.messages import InstanceRef, JobAdjust, JobCancel, JobRequest, request_from_wire
+from common.messages import (
+    InstanceRef,
+    JobAdjust,
+    JobCancel,
+    JobRequest,
+    backup_terms,
+    request_from_wire,
+)
 from common.reports import JobAccepted, JobOutcome
 from common.states import DISK_KINDS, IMAGE_KINDS, JobKind, JobState
 from common.wire import Message
@@ -53,6 +60,10 @@ class Endpoint:
     def snapshot_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
         """Take a snapshot of `instance` into the image `image_id` (see SnapshotRequest)."""
         self._take(caller, JobKind.SNAPSHOT, arguments)
+
+    def backup_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Take a backup of `instance`: a snapshot of a type (see BackupRequest)."""
+        self._take(caller, JobKind.BACKUP, arguments)
 
     def pause_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
         """Stop the vCPUs of `instance` (see PowerRequest)."""
@@ -158,6 +169,7 @@ class Endpoint:
             host=self._host,
             instance=request.instance,
             image_id=request.image_id,
+            **backup_terms(request),
             at=clock.epoch_s(),
         )
         self._reporter.accepted(caller, message)

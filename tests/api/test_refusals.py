@@ -14,11 +14,6 @@ DEMO, OTHER = "demo:p-demo", "eve:p-other"
 REFUSED = [
     ("POST", "/servers", {"server": {"name": "new", "flavorRef": "m1.tiny"}}),
     ("DELETE", "/servers/{uuid}", None),
-    (
-        "POST",
-        "/servers/{uuid}/action",
-        {"createBackup": {"name": "b", "backup_type": "daily", "rotation": 1}},
-    ),
 ]
 
 

@@ -11,7 +11,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from oslo_config import cfg
 from oslo_log import log as oslo_log
@@ -20,7 +20,7 @@ from common import conf, daemon, log, rpc
 from common.errors import ConfigurationError, StillframeError
 from common.glance import ImageService
 from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
-from common.states import DISK_KINDS, IMAGE_KINDS, POWER_KINDS
+from common.states import DISK_KINDS, IMAGE_KINDS, POWER_KINDS, JobKind
 from compute_agent import release, snapshot
 from compute_agent.announcer import Announcer
 from compute_agent.capture.workspace import Directories
@@ -43,6 +43,8 @@ from compute_agent.stream.throttle import Throttle
 from compute_agent.tools import Settings, Tools
 
 LOG = logging.getLogger(__name__)
+
+Work = TypeVar("Work")
 
 PROG = "stillframe-compute"
 LOG_FILE = "n-cpu.log"
@@ -102,17 +104,14 @@ class Agent:
         self.powers = Powers(tools, shutdown_timeout_s=settings.shutdown_timeout)
         self.rebuilds = Rebuilds(tools, _rebuild_settings(settings))
         self.jobs = jobs = Jobs(
-            dict.fromkeys(IMAGE_KINDS, self.pipeline.run)
-            | dict.fromkeys(DISK_KINDS, self.rebuilds.run)
+            _of_kinds(self.pipeline.run, self.rebuilds.run)
             | dict.fromkeys(POWER_KINDS, self.powers.run),
             host=settings.host,
             limit=settings.max_concurrent_snapshots,
             reports=self.reporter,
         )
         endpoint = Endpoint(host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter)
-        undo = dict.fromkeys(IMAGE_KINDS, self.pipeline.recover) | dict.fromkeys(
-            DISK_KINDS, self.rebuilds.recover
-        )
+        undo = _of_kinds(self.pipeline.recover, self.rebuilds.recover)
         recovery = Recovery(undo, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter)
         server = _server(settings, transport, endpoint)
         self.announcer = _announcer(settings, transport, self.hypervisor, journal, agent_id)
@@ -295,6 +294,11 @@ def _snapshot_settings(settings: cfg.ConfigOpts) -> Settings:
         upload_retries=settings.glance.num_retries,
         progress_log_interval_s=settings.agent.progress_log_interval,
     )
+
+
+def _of_kinds(of_images: Work, of_disks: Work) -> dict[JobKind, Work]:
+    """Return what does the jobs that make images, and those that make disks, by kind."""
+    return dict.fromkeys(IMAGE_KINDS, of_images) | dict.fromkeys(DISK_KINDS, of_disks)
 
 
 def _rebuild_settings(settings: cfg.ConfigOpts) -> RebuildSettings:

@@ -30,6 +30,7 @@ from api_service.notifications import Notifications
 from api_service.policies import Authorizer
 from api_service.powers import Powers
 from api_service.quotas import Quotas, Rates, Streams
+from api_service.rebuilds import Rebuilds
 from api_service.resources.actions import ServerAction
 from api_service.resources.flavors import Flavors, FlavorsDetail, FlavorShow
 from api_service.resources.hosts import (
@@ -177,12 +178,8 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         snapshots=snapshots,
         backups=Backups(snapshots=snapshots),
         overrides=overrides,
-        powers=Powers(
-            ledger=ledger,
-            overrides=overrides,
-            agents=agents,
-            accept_timeout_s=settings.api.job_accept_timeout,
-        ),
+        powers=_powers(settings, overrides, snapshots),
+        rebuilds=_rebuilds(settings, overrides, snapshots),
         dispatcher=dispatcher,
         health_checks=health.checks(settings, database),
         link_prefix=settings.api.compute_link_prefix,
@@ -219,6 +216,7 @@ def make_calls(services: Services, most_at_once: int) -> ServiceEndpoint:
         snapshots=services.snapshots,
         backups=services.backups,
         powers=services.powers,
+        rebuilds=services.rebuilds,
         dispatcher=services.dispatcher,
         most_at_once=max(1, most_at_once),
     )
@@ -233,6 +231,26 @@ def _snapshots(
         images=images,
         accept_timeout_s=settings.api.job_accept_timeout,
         quotas=_quotas(settings),
+    )
+
+
+def _powers(settings: cfg.ConfigOpts, overrides: Overrides, beside: Snapshots) -> Powers:
+    return Powers(
+        ledger=beside.ledger,
+        overrides=overrides,
+        agents=beside.agents,
+        accept_timeout_s=settings.api.job_accept_timeout,
+    )
+
+
+def _rebuilds(settings: cfg.ConfigOpts, overrides: Overrides, beside: Snapshots) -> Rebuilds:
+    return Rebuilds(
+        ledger=beside.ledger,
+        overrides=overrides,
+        agents=beside.agents,
+        images=beside.images,
+        accept_timeout_s=settings.api.job_accept_timeout,
+        quotas=beside.quotas,
     )
 
 

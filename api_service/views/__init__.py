@@ -23,6 +23,7 @@ from api_service.views.images import image, image_status, image_summary, image_t
 from api_service.views.jobs import event_id, job, percent
 from api_service.views.servers import (
     STATUSES,
+    rebuilt_server,
     server,
     server_summary,
     states_of,
@@ -51,6 +52,7 @@ __all__ = [
     "job",
     "our_version_document",
     "percent",
+    "rebuilt_server",
     "request_id_of",
     "server",
     "server_summary",

@@ -14,6 +14,7 @@ from common.messages import (
     JobCancel,
     JobRequest,
     PowerRequest,
+    RebuildRequest,
     SnapshotOptions,
     SnapshotRequest,
 )
@@ -60,6 +61,10 @@ def _request(job: Job, deadline: float) -> JobRequest:
     if job.kind in POWER_KINDS:
         return PowerRequest(
             kind=job.kind, instance=job.instance, job_id=job.id, deadline=deadline, **job.options
+        )
+    if job.kind is JobKind.REBUILD:
+        return RebuildRequest(
+            instance=job.instance, job_id=job.id, deadline=deadline, **job.options
         )
     wanted: dict[str, Any] = {
         "instance": job.instance,

@@ -31,6 +31,7 @@ from api_service.policies import Authorizer
 from api_service.policy_parts import PolicyLimits, PolicyParts, make_policy_parts
 from api_service.powers import Powers
 from api_service.quotas import Quotas, Rates, Streams
+from api_service.rebuilds import Rebuilds
 from api_service.resources.actions import ServerAction
 from api_service.resources.flavors import Flavors, FlavorsDetail, FlavorShow
 from api_service.resources.hosts import (
@@ -194,7 +195,8 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         backups=backups,
         policies=_policies(settings, database, visibility, images, backups, dispatcher),
         overrides=overrides,
-        powers=_powers(settings, ledger, agents, overrides),
+        powers=_powers(settings, overrides, snapshots),
+        rebuilds=_rebuilds(settings, overrides, snapshots),
         dispatcher=dispatcher,
         health_checks=health.checks(settings, database),
         link_prefix=settings.api.compute_link_prefix,
@@ -232,6 +234,7 @@ def make_calls(services: Services, most_at_once: int) -> ServiceEndpoint:
         snapshots=services.snapshots,
         backups=services.backups,
         powers=services.powers,
+        rebuilds=services.rebuilds,
         dispatcher=services.dispatcher,
         most_at_once=max(1, most_at_once),
     )
@@ -249,13 +252,11 @@ def _snapshots(
     )
 
 
-def _powers(
-    settings: cfg.ConfigOpts, ledger: Ledger, agents: Agents, overrides: Overrides
-) -> Powers:
+def _powers(settings: cfg.ConfigOpts, overrides: Overrides, beside: Snapshots) -> Powers:
     return Powers(
-        ledger=ledger,
+        ledger=beside.ledger,
         overrides=overrides,
-        agents=agents,
+        agents=beside.agents,
         accept_timeout_s=settings.api.job_accept_timeout,
     )
 
@@ -282,6 +283,17 @@ def _policies(
             history_days=settings.policies.history_days,
             most=None if most < 0 else most,
         ),
+    )
+
+
+def _rebuilds(settings: cfg.ConfigOpts, overrides: Overrides, beside: Snapshots) -> Rebuilds:
+    return Rebuilds(
+        ledger=beside.ledger,
+        overrides=overrides,
+        agents=beside.agents,
+        images=beside.images,
+        accept_timeout_s=settings.api.job_accept_timeout,
+        quotas=beside.quotas,
     )
 
 

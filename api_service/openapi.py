@@ -20,6 +20,7 @@ from jsonschema import Draft202012Validator
 from api_service import errors as api
 from api_service import faults, microversions, policies, schemas
 from api_service.schemas import v1, v1_policies
+from api_service.schemas.rebuild import rebuild
 from api_service.schemas.v1 import Parameters, Schema
 
 #: URL template, what answers it, and the suffix of its methods.
@@ -92,7 +93,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         v1_policies.RETENTION_BODY, query=v1_policies.RETENTION_FILTERS
     ),
     ("post", f"{_NOVA}servers/{{server_id}}/action"): Operation(
-        status=202, body=_any_action(schemas.ACTIONS)
+        status=202, body=_any_action((*schemas.ACTIONS, rebuild(microversions.MAXIMUM)))
     ),
     ("put", f"{_NOVA}servers/{{server_id}}"): _answers(
         _NOVAS, body=_schema(schemas.update_server(microversions.MAXIMUM))

@@ -16,16 +16,25 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from api_service import faults, powers, schemas, views
+from api_service import faults, powers, rebuilds, schemas, views
 from api_service.backups import Backups, BackupWish
 from api_service.dispatcher import Dispatcher
 from api_service.errors import Conflict, TooManyRequests
 from api_service.powers import Powers
+from api_service.rebuilds import Rebuilds, RebuildWish
 from api_service.snapshots import Snapshots, SnapshotWish
 from api_service.store.records import Instance, Job
 from api_service.visibility import Visibility
 from common import context
-from common.calls import BackupCall, CallAnswer, CallError, JobCall, PowerCall, SnapshotCall
+from common.calls import (
+    BackupCall,
+    CallAnswer,
+    CallError,
+    JobCall,
+    PowerCall,
+    RebuildCall,
+    SnapshotCall,
+)
 from common.context import RequestContext
 from common.errors import InstanceBusy
 from common.states import JobKind
@@ -84,6 +93,7 @@ class ServiceEndpoint:
         snapshots: Snapshots,
         backups: Backups,
         powers: Powers,
+        rebuilds: Rebuilds,
         dispatcher: Dispatcher,
         most_at_once: int,
     ) -> None:
@@ -93,6 +103,7 @@ class ServiceEndpoint:
         self._snapshots = snapshots
         self._backups = backups
         self._powers = powers
+        self._rebuilds = rebuilds
         self._dispatcher = dispatcher
         self._room = threading.BoundedSemaphore(most_at_once)
 
@@ -112,6 +123,23 @@ class ServiceEndpoint:
                 return self._snapshots.request(caller, instance, wish, call.job_id or None)
 
         return self._once(call.job_id, instance, JobKind.SNAPSHOT, ask)
+
+    @_answered("rebuild_instance")
+    def rebuild_instance(self, caller: RequestContext, arguments: Mapping[str, Any]) -> Job:
+        """Make an instance's disk anew of an image (RebuildCall)."""
+        call = RebuildCall.from_wire(arguments)
+        instance = self._visibility.instance(caller, call.instance.uuid, rebuilds.RULE)
+        wish = RebuildWish(image_id=call.image_id)
+
+        def ask() -> Job:
+            is_admin = self._authorizer.is_admin(caller)
+            powers.require_unlocked(instance, is_admin=is_admin)
+            with self._place():
+                return self._rebuilds.request(
+                    caller, instance, wish, is_admin=is_admin, job_id=call.job_id or None
+                )
+
+        return self._once(call.job_id, instance, JobKind.REBUILD, ask)
 
     @_answered("backup_instance")
     def backup_instance(self, caller: RequestContext, arguments: Mapping[str, Any]) -> Job:
@@ -195,7 +223,7 @@ class ServiceEndpoint:
     @contextmanager
     def _place(self) -> Iterator[None]:
         if not self._room.acquire(blocking=False):
-            raise TooManyRequests("Too many snapshots are being asked for at a time; try again.")
+            raise TooManyRequests("Too many images are being asked about at a time; try again.")
         try:
             yield
         finally:

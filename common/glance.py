@@ -10,6 +10,7 @@ the thread.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -34,10 +35,8 @@ R = TypeVar("R")
 
 #: How many images a list may hold.
 FOUND_MAX = 10_000
-#: As many as Glance gives at a time.
 _PAGE_SIZE = 1000
 _NO_CONTENT = 204
-_CONFLICT = 409
 _GONE = (404, 410)
 _SERVER_ERROR = 500
 _DOWNLOAD_BYTES = 1 << 20
@@ -99,6 +98,8 @@ class Image:
     min_disk_gib: int
     min_ram_mib: int
     properties: dict[str, str]
+    #: What a guest sees of it; None: Glance does not know.
+    virtual_bytes: int | None = None
     #: Glance deletes it for nobody.
     is_protected: bool = False
     visibility: str = "private"
@@ -260,7 +261,6 @@ class ImageService:
         Raises ImageNotFound, ImageServiceUnavailable.
         """
         client = self._http_client()
-        timeout_s = self._settings.request_timeout_s
         try:
             response = client.session.get(
                 f"/v2/images/{image_id}/file",
@@ -270,16 +270,23 @@ class ImageService:
                 raise_exc=False,
                 log=False,
                 stream=True,
-                timeout=(timeout_s, timeout_s),
+                timeout=self._settings.request_timeout_s,
             )
-            if not response.ok:
-                raise _of_status(response.status_code, response.reason or "no reason given")
-            yield from response.iter_content(_DOWNLOAD_BYTES)
+            with contextlib.closing(response):
+                if not response.ok:
+                    raise _of_status(response.status_code, response.reason or "no reason given")
+                yield from response.iter_content(_DOWNLOAD_BYTES)
         except (keystone_errors.ClientException, OSError) as error:
             LOG.warning("Glance, during the download: %s", error)
             raise ImageServiceUnavailable(
                 "the download from the image service broke off"
             ) from error
+
+    @_typed
+    def members(self, image_id: str) -> frozenset[str]:
+        """Return the projects that a shared image is shared with, in one try."""
+        _, body = self._http_client().get(f"/v2/images/{image_id}/members")
+        return frozenset(one["member_id"] for one in body["members"])
 
     @_typed
     def _get(self, image_id: str) -> Mapping[str, Any]:
@@ -294,7 +301,8 @@ class ImageService:
     def _update(self, image_id: str, changes: Mapping[str, Any]) -> None:
         # Not glanceclient's own `update`, which fetches the record first to find what differs.
         patch = [
-            {"op": "add", "path": f"/{_pointer(name)}", "value": value}
+            # Names as JSON pointers write them (RFC 6901).
+            {"op": "add", "path": "/" + name.replace("~", "~0").replace("/", "~1"), "value": value}
             for name, value in changes.items()
         ]
         self._http_client().patch(
@@ -336,11 +344,6 @@ class _SchemaCache:
         if name not in self._schemas:
             self._schemas[name] = glance_schemas.Controller(self._http_client()).get(name)
         return self._schemas[name]
-
-
-def _pointer(name: str) -> str:
-    """Escape a name for a JSON pointer (RFC 6901)."""
-    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _request_id() -> dict[str, str]:
@@ -387,6 +390,7 @@ def _image(record: Mapping[str, Any]) -> Image:
             for key, value in record.items()
             if key not in _ATTRIBUTES and isinstance(value, str)
         },
+        virtual_bytes=record.get("virtual_size"),
         is_protected=bool(record.get("protected")),
         visibility=record.get("visibility") or "private",
         created_at=record.get("created_at") or "",

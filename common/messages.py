@@ -40,7 +40,9 @@ HISTORY = {
         " pause_instance, unpause_instance, start_instance, stop_instance, reboot_instance,"
         " show_job, cancel_job"
     ),
-    "1.4": "backup_instance on both topics; a report says of which type a backup is",
+    "1.4": (
+        "backup_instance, rebuild_instance on both topics; a report says of which type a backup is"
+    ),
 }
 
 
@@ -168,8 +170,36 @@ class PowerRequest(Message):
             object.__setattr__(self, "job_id", str(uuid.uuid4()))
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RebuildRequest(Message):
+    """Arguments of `rebuild_instance`: the root disk is made anew of the image `image_id`.
+
+    Without a `job_id` each cast is a job of its own.
+    """
+
+    instance: InstanceRef
+    image_id: str
+    kind: typing.ClassVar[JobKind] = JobKind.REBUILD
+
+    job_id: str = ""
+    deadline: float | None = None
+    #: The guest runs afterwards; None: if it runs now.
+    start: bool | None = None
+    #: MB/s at which the image may be fetched, below the host's own limit; None or 0 is none.
+    bandwidth_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("instance.uuid", self.instance.uuid), ("image_id", self.image_id)):
+            require_uuid(name, value)
+        _require_limit("bandwidth_limit", self.bandwidth_limit)
+        if self.job_id:
+            require_uuid("job_id", self.job_id)
+        else:
+            object.__setattr__(self, "job_id", str(uuid.uuid4()))
+
+
 #: What an agent can be asked for.
-JobRequest = SnapshotRequest | PowerRequest
+JobRequest = SnapshotRequest | PowerRequest | RebuildRequest
 
 
 def request_from_wire(kind: JobKind, wire: typing.Mapping[str, object]) -> JobRequest:
@@ -178,6 +208,8 @@ def request_from_wire(kind: JobKind, wire: typing.Mapping[str, object]) -> JobRe
         return BackupRequest.from_wire(wire)
     if kind in IMAGE_KINDS:
         return SnapshotRequest.from_wire(wire)
+    if kind is JobKind.REBUILD:
+        return RebuildRequest.from_wire(wire)
     return PowerRequest.from_wire({**wire, "kind": kind})
 
 

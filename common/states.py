@@ -75,12 +75,18 @@ class JobKind(enum.StrEnum):
     START = "start"
     STOP = "stop"
     REBOOT = "reboot"
+    REBUILD = "rebuild"
 
 
 #: What makes an image; the others leave a job's image ids empty.
 IMAGE_KINDS = frozenset({JobKind.SNAPSHOT, JobKind.BACKUP})
+#: What gives an instance another disk, made of an image.
+DISK_KINDS = frozenset({JobKind.REBUILD})
 #: What only changes the power state.
-POWER_KINDS = frozenset(JobKind) - IMAGE_KINDS
+POWER_KINDS = frozenset(JobKind) - IMAGE_KINDS - DISK_KINDS
+
+#: Nova rebuilds instances in these vm states and answers 409 in the others.
+REBUILD_VM_STATES = frozenset({VmState.ACTIVE, VmState.STOPPED, VmState.ERROR})
 
 #: What an instance is first shown to be at.
 FIRST_TASK_STATE: dict[JobKind, TaskState] = {
@@ -91,6 +97,7 @@ FIRST_TASK_STATE: dict[JobKind, TaskState] = {
     JobKind.START: TaskState.POWERING_ON,
     JobKind.STOP: TaskState.POWERING_OFF,
     JobKind.REBOOT: TaskState.REBOOTING,
+    JobKind.REBUILD: TaskState.REBUILDING,
 }
 
 

@@ -11,7 +11,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from oslo_config import cfg
 from oslo_log import log as oslo_log
@@ -20,7 +20,7 @@ from common import conf, daemon, log, rpc
 from common.errors import ConfigurationError, StillframeError
 from common.glance import ImageService
 from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
-from common.states import IMAGE_KINDS, POWER_KINDS
+from common.states import DISK_KINDS, IMAGE_KINDS, POWER_KINDS, JobKind
 from compute_agent import release, snapshot
 from compute_agent.announcer import Announcer
 from compute_agent.capture.workspace import Directories
@@ -31,13 +31,20 @@ from compute_agent.increments import Increments
 from compute_agent.jobs import Jobs
 from compute_agent.journal import Journal
 from compute_agent.power import Powers
+from compute_agent.proofs import ProofSettings
+from compute_agent.rebuild import Rebuilds
+from compute_agent.rebuild_run import RebuildSettings
 from compute_agent.recovery import Recovery
 from compute_agent.reporter import Reporter
+from compute_agent.restore.model import RestoreSettings
+from compute_agent.restore.restorer import Restorer
 from compute_agent.sentinel import Sentinel
 from compute_agent.stream.throttle import Throttle
 from compute_agent.tools import Settings, Tools
 
 LOG = logging.getLogger(__name__)
+
+Work = TypeVar("Work")
 
 PROG = "stillframe-compute"
 LOG_FILE = "n-cpu.log"
@@ -48,6 +55,7 @@ _CALL_TIMEOUT_S = 30.0
 _REPORT_TIMEOUT_S = 5.0
 _MB = 10**6
 _MIB = 1 << 20
+_GIB = 1 << 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,21 +97,22 @@ class Agent:
             directories=directories,
             throttle=self.throttle,
             sentinel=sentinel,
+            restorer=_restorer(settings, images, self.throttle),
             settings=_snapshot_settings(settings),
         )
         self.pipeline = snapshot.Pipeline(tools)
         self.powers = Powers(tools, shutdown_timeout_s=settings.shutdown_timeout)
+        self.rebuilds = Rebuilds(tools, _rebuild_settings(settings))
         self.jobs = jobs = Jobs(
-            dict.fromkeys(IMAGE_KINDS, self.pipeline.run)
+            _of_kinds(self.pipeline.run, self.rebuilds.run)
             | dict.fromkeys(POWER_KINDS, self.powers.run),
             host=settings.host,
             limit=settings.max_concurrent_snapshots,
             reports=self.reporter,
         )
         endpoint = Endpoint(host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter)
-        recovery = Recovery(
-            self.pipeline.recover, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter
-        )
+        undo = _of_kinds(self.pipeline.recover, self.rebuilds.recover)
+        recovery = Recovery(undo, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter)
         server = _server(settings, transport, endpoint)
         self.announcer = _announcer(settings, transport, self.hypervisor, journal, agent_id)
         self.hypervisor.on_change = self.announcer.changed
@@ -147,6 +156,7 @@ class Agent:
         rate_bytes_s = settings.capture.bandwidth_limit * _MB
         progress_s, report_s = settings.agent.progress_interval, settings.report_interval
         max_increments = settings.capture.max_increments
+        rebuilds = _rebuild_settings(settings)
         snapshots, shutdown_s = _snapshot_settings(settings), settings.shutdown_timeout
         oslo_log.setup(settings, "stillframe")
         self.throttle.set_rate(rate_bytes_s)
@@ -154,6 +164,7 @@ class Agent:
         self.announcer.interval_s = report_s
         self.increments.max_length = max_increments
         self.pipeline.use(snapshots)
+        self.rebuilds.settings = rebuilds
         self.powers.shutdown_timeout_s = shutdown_s
 
 
@@ -247,6 +258,23 @@ def _announcer(
     )
 
 
+def _restorer(settings: cfg.ConfigOpts, images: ImageService, throttle: Throttle) -> Restorer:
+    options = settings.restore
+    return Restorer(
+        images,
+        throttle,
+        RestoreSettings(
+            formats=frozenset(options.formats),
+            max_virtual_bytes=options.max_size * _GIB,
+            min_free_bytes=options.min_free * _MIB,
+            retries=settings.glance.num_retries,
+            qemu_img_memory_bytes=options.qemu_img_memory * _MIB,
+            qemu_img_timeout_s=options.qemu_img_timeout,
+            progress_log_interval_s=settings.agent.progress_log_interval,
+        ),
+    )
+
+
 def _snapshot_settings(settings: cfg.ConfigOpts) -> Settings:
     return Settings(
         method=settings.capture.method,
@@ -265,6 +293,24 @@ def _snapshot_settings(settings: cfg.ConfigOpts) -> Settings:
         scratch_min_free_bytes=settings.capture.scratch_min_free * _MIB,
         upload_retries=settings.glance.num_retries,
         progress_log_interval_s=settings.agent.progress_log_interval,
+    )
+
+
+def _of_kinds(of_images: Work, of_disks: Work) -> dict[JobKind, Work]:
+    """Return what does the jobs that make images, and those that make disks, by kind."""
+    return dict.fromkeys(IMAGE_KINDS, of_images) | dict.fromkeys(DISK_KINDS, of_disks)
+
+
+def _rebuild_settings(settings: cfg.ConfigOpts) -> RebuildSettings:
+    group = settings.rebuild
+    return RebuildSettings(
+        shutdown_timeout_s=settings.shutdown_timeout,
+        proof=ProofSettings(
+            proof=group.proof,
+            running_s=group.running_time,
+            timeout_s=group.proof_timeout,
+            port=group.proof_port,
+        ),
     )
 
 

@@ -3,22 +3,23 @@
 
 Runs once, before anything is consumed. A job that had not begun is simply
 submitted, and so is one whose frozen view still stands: its upload begins
-again. Any other is undone by what the journal says of it: the guest is resumed
-if we had paused it, the capture ended, the half-made image removed, and the job
-ends in `error` with its reason; one whose image was already published ends in
-`done`. Workspaces that no entry owns are removed too.
+again, and a rebuild whose new disk is in its place. Any other is undone by what the
+journal says of it: the guest is resumed if we had paused it, the capture ended, the
+half-made image removed, the old disk put back, and the job ends in `error` with its
+reason; one whose image was already published ends in `done`. Workspaces that no
+entry owns are removed too.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from common import context
 from common.errors import JobInterrupted
-from common.states import POWER_KINDS
-from compute_agent import release, take_up
+from common.states import POWER_KINDS, JobKind
+from compute_agent import rebuild, release, take_up
 from compute_agent.capture.workspace import Workspace
 from compute_agent.increments import give_up_all
 from compute_agent.jobs import Job, Jobs, Reports
@@ -29,13 +30,13 @@ LOG = logging.getLogger(__name__)
 
 
 class Recovery:
-    """A service that does its work in `start`; `undo` is the pipeline's own (snapshot.recover)."""
+    """A service that does its work in `start`; `undo` is each kind's own (snapshot's `recover`)."""
 
     name = "recovery"
 
     def __init__(
         self,
-        undo: Callable[[Job], bool],
+        undo: Mapping[JobKind, Callable[[Job], bool]],
         *,
         host: str,
         tools: Tools,
@@ -79,7 +80,8 @@ class Recovery:
         """Tell whether a job has not begun yet, is done in moments, or its view still stands."""
         try:
             is_quick = entry.request.kind in POWER_KINDS
-            return entry.step is None or is_quick or take_up.stands(self._tools, entry)
+            goes_on = entry.step is None or is_quick or rebuild.goes_on(entry)
+            return goes_on or take_up.stands(self._tools, entry)
         except Exception:
             LOG.exception("Job %s cannot be gone on with", entry.job_id)
             return False
@@ -94,13 +96,14 @@ class Recovery:
                 entry.step,
             )
             try:
-                was_published = self._undo(job)
+                was_published = self._undo[entry.request.kind](job)
             except Exception:
                 # The journal may be another version's; the others must still get their turn.
                 LOG.exception("Job %s could not be put right", entry.job_id)
                 self._journal.mark_unreleased(entry.job_id)
                 was_published = entry.step == "release"
-            error = JobInterrupted("the compute agent ended during the snapshot")
+            kind = entry.request.kind
+            error = JobInterrupted(f"the compute agent ended during the {kind}")
             job.finish(None if was_published else error)
 
     def _remove_leftovers(self, keep: list[Workspace]) -> None:

@@ -14,7 +14,7 @@ from api_service.store.records import Instance
 from api_service.visibility import is_uuid
 
 #: The instance's fields by their names in the body of a change.
-_FIELDS = {
+FIELDS = {
     "name": "name",
     "description": "description",
     "hostname": "hostname",
@@ -113,7 +113,7 @@ class Server(Resource):
         rule = "os_compute_api:servers:update"
         instance = self.visible_instance(request, server_id, rule)
         asked = body["server"]
-        changes = {_FIELDS[name]: value for name, value in asked.items()}
+        changes = {FIELDS[name]: value for name, value in asked.items()}
         if changes:
             self.services.overrides.describe(instance.uuid, changes)
         changed = self.visible_instance(request, server_id, rule)

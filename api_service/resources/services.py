@@ -16,6 +16,7 @@ from api_service.policies import Authorizer
 from api_service.policy_parts import PolicyParts
 from api_service.powers import Powers
 from api_service.quotas import Rates, Streams
+from api_service.rebuilds import Rebuilds
 from api_service.snapshots import Snapshots
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
@@ -38,6 +39,7 @@ class Services:
     backups: Backups
     policies: PolicyParts
     powers: Powers
+    rebuilds: Rebuilds
     overrides: Overrides
     dispatcher: Dispatcher
     visibility: Visibility

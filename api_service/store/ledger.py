@@ -138,9 +138,8 @@ class Ledger:
             # The image may be another than was asked for, if the first failed its verification.
             values |= {"bytes_done": total, "bytes_total": total, "image_id": outcome.image_id}
             values["rotation_due"] = outcome.kind is JobKind.BACKUP
-        return self._end(
-            outcome.job_id, EVENT_OF_OUTCOME[outcome.state], values, outcome.power_state
-        )
+        event, shown = EVENT_OF_OUTCOME[outcome.state], records.shown_by(outcome)
+        return self._end(outcome.job_id, event, values, outcome.power_state, shown)
 
     def fail(self, job_id: str, reason: str, reason_code: str) -> Job | None:
         """End a job in error for a reason of the API's own; None if it had ended."""
@@ -209,8 +208,9 @@ class Ledger:
                 project_id=instance.project_id if instance else report.instance.project_id,
                 user_id=context.get("user") or report.instance.user_id,
                 host=report.host,
-                image_id=report.image_id,
-                options={},
+                # Empty of an image that was only read: what a failed job has made is removed.
+                image_id=report.image_id if report.kind in IMAGE_KINDS else "",
+                options=records.options_of(report),
                 context=context,
                 castable=False,
                 created_at=now,
@@ -262,6 +262,7 @@ class Ledger:
         event: JobEvent,
         values: dict[str, Any],
         power_state: PowerState | None = None,
+        also_shown: dict[str, Any] | None = None,
     ) -> Job | None:
         ended = {
             "finished_at": clock.now(),
@@ -270,7 +271,7 @@ class Ledger:
             # Until somebody has seen to it: Glance may be away now.
             "discard_image": event is not JobEvent.FINISH,
         }
-        shown: dict[str, Any] = {"task_state": None}
+        shown: dict[str, Any] = {"task_state": None, **(also_shown or {})}
         if power_state is not None:
             # At once, not with the next report: whoever waits for the job looks now.
             vm_state = str(VM_STATE_OF_POWER_STATE[power_state])

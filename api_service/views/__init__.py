@@ -26,6 +26,7 @@ from api_service.views.policies import policy
 from api_service.views.policies import run as policy_run
 from api_service.views.servers import (
     STATUSES,
+    rebuilt_server,
     server,
     server_summary,
     states_of,
@@ -57,6 +58,7 @@ __all__ = [
     "policy",
     "policy_backup",
     "policy_run",
+    "rebuilt_server",
     "request_id_of",
     "server",
     "server_summary",

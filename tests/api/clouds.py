@@ -25,6 +25,7 @@ from api_service.policy_runner import Verify
 from api_service.powers import Powers
 from api_service.quotas import Quotas, Rates, Streams
 from api_service.reaper import Reaper
+from api_service.rebuilds import Rebuilds
 from api_service.resources.services import Services
 from api_service.rotation import Rotation
 from api_service.rotator import Rotator
@@ -219,6 +220,14 @@ class Cloud:
                 overrides=overrides,
                 agents=self.agents,
                 accept_timeout_s=ACCEPT_TIMEOUT_S,
+            ),
+            rebuilds=Rebuilds(
+                ledger=self.ledger,
+                overrides=overrides,
+                agents=self.agents,
+                images=self.images,
+                accept_timeout_s=ACCEPT_TIMEOUT_S,
+                quotas=self.quotas,
             ),
             dispatcher=self.dispatcher,
             health_checks=self.health,

@@ -14,7 +14,6 @@ DEMO, OTHER = "demo:p-demo", "eve:p-other"
 REFUSED = [
     ("POST", "/servers", {"server": {"name": "new", "flavorRef": "m1.tiny"}}),
     ("DELETE", "/servers/{uuid}", None),
-    ("POST", "/servers/{uuid}/action", {"rebuild": {"imageRef": "x"}}),
 ]
 
 

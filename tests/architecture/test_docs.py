@@ -23,11 +23,13 @@ ARGUMENTS = {
     messages.JobAdjust,
     messages.JobCancel,
     messages.PowerRequest,
+    messages.RebuildRequest,
     messages.SnapshotOptions,
     messages.SnapshotRequest,
     calls.BackupCall,
     calls.JobCall,
     calls.PowerCall,
+    calls.RebuildCall,
     calls.SnapshotCall,
 }
 MESSAGES = [

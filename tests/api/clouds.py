@@ -20,7 +20,7 @@ from api_service.app import make_application, make_calls
 from api_service.backups import Backups
 from api_service.dispatcher import Dispatcher
 from api_service.policies import Authorizer
-from api_service.policy_parts import PolicyLimits, make_policy_parts
+from api_service.policy_parts import PolicyLimits, PolicyParts, make_policy_parts
 from api_service.policy_runner import Verify
 from api_service.powers import Powers
 from api_service.quotas import Quotas, Rates, Streams
@@ -205,15 +205,7 @@ class Cloud:
             agents=self.agents,
             snapshots=snapshots,
             backups=backups,
-            policies=make_policy_parts(
-                database=self.database,
-                visibility=visibility,
-                images=self.images,
-                backups=backups,
-                dispatcher=self.dispatcher,
-                limits=limits or PolicyLimits(),
-                verify=verify,
-            ),
+            policies=self._policies(visibility, backups, limits, verify),
             overrides=overrides,
             powers=Powers(
                 ledger=self.ledger,
@@ -235,6 +227,23 @@ class Cloud:
             max_limit=1000,
             rates=self.rates,
             streams=self.streams,
+        )
+
+    def _policies(
+        self,
+        visibility: Visibility,
+        backups: Backups,
+        limits: PolicyLimits | None,
+        verify: Verify | None,
+    ) -> PolicyParts:
+        return make_policy_parts(
+            database=self.database,
+            visibility=visibility,
+            images=self.images,
+            backups=backups,
+            dispatcher=self.dispatcher,
+            limits=limits or PolicyLimits(),
+            verify=verify,
         )
 
     def report(self, method: str, report: dict[str, Any], **caller: Any) -> Any:

@@ -28,6 +28,7 @@ from tests.functional.snapshots import (
     wait_for,
 )
 from tests.functional.test_power import client
+from tests.functional.test_snapshot import qemu_img
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
@@ -266,3 +267,22 @@ def test_a_guest_that_is_off_stays_off_with_its_new_disk(cloud: Cloud, saved: Sa
     guest.start()
     cloud.wait_for_instance(guest)
     assert_lives(cloud, guest, after=saved.record)
+
+
+def test_a_raw_disk_without_a_base_becomes_one_with_the_images_bytes(
+    cloud: Cloud, saved: Saved, new_guest: Callable[..., Guest]
+) -> None:
+    guest = new_guest(start=False, disk_format="raw")
+    before = guest.disk.stat()
+    job = ended(cloud, guest, rebuild(cloud, guest, saved.full))
+    assert job["state"] == "done", job["reason"]
+    image = cloud.glance.images / saved.full
+    qemu_img("compare", "-q", "-f", "raw", "-F", "qcow2", str(guest.disk), str(image))
+    after = guest.disk.stat()
+    assert after.st_ino != before.st_ino
+    assert (after.st_uid, after.st_gid, after.st_mode) == (
+        before.st_uid,
+        before.st_gid,
+        before.st_mode,
+    )
+    assert beside(guest) == []

@@ -21,7 +21,9 @@ from tests.functional.meddler import Meddler
 from tools.stack import prepare
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest, GuestWish
-from tools.stack.prepare import CACHE
+from tools.stack.prepare import CACHE, ROOT, alone
+
+__all__ = ["CACHE", "ROOT", "alone"]  # for the tests
 
 meddlers: dict[Path, Meddler] = {}
 SCRATCH_MIB = 1024

@@ -83,11 +83,12 @@ def test_the_stock_client_keeps_two_of_three_and_a_protected_one_stays(
 
 
 def test_an_agent_that_dies_in_a_backup_and_a_cancel_remove_nothing(
-    cloud: Cloud, new_guest: NewGuest
+    cloud: Cloud, new_guest: NewGuest, agent_options: Callable[..., None]
 ) -> None:
     guest = new_guest(start=False)
     first = backup(cloud, guest, 1)
     ends_well(first)
+    agent_options("bandwidth_limit = 25")
     second = backup(cloud, guest, 1)
     wait_for(lambda: second.job()["bytes_done"] > 0, "bytes on their way")
     cloud.agent.kill()

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from common import messages
-from tests.functional.conftest import ROOT, python
+from tests.functional.conftest import python
 from tests.functional.snapshots import (
     ADMIN,
     amid_upload,
@@ -28,6 +28,7 @@ from tests.functional.snapshots import (
 )
 from tools.stack.cloud import Cloud, forget_queue_names
 from tools.stack.guest import Guest
+from tools.stack.prepare import ROOT
 
 CODES = requests.codes
 

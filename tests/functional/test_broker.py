@@ -13,10 +13,10 @@ import pytest
 
 from common import broker
 from common.errors import BrokerUnavailable
-from tests.functional.conftest import ROOT, python
+from tests.functional.conftest import python
 from tests.unit.common.test_broker import self_signed
 from tools.stack.container import ContainerBroker, usable_image
-from tools.stack.prepare import alone
+from tools.stack.prepare import ROOT, alone
 from tools.stack.process import free_port, listens
 from tools.stack.rabbitmq import RabbitMq
 

@@ -20,10 +20,11 @@ from keystoneauth1 import token_endpoint
 from novaclient import client as novaclient
 from novaclient import exceptions as novaclient_errors
 
-from tests.functional.conftest import ROOT, python
+from tests.functional.conftest import python
 from tests.functional.snapshots import Asked, ask, openstack, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
+from tools.stack.prepare import ROOT
 
 BIN = Path(sys.executable).parent
 NewGuest = Callable[..., Guest]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.functional.conftest import booted
-from tests.functional.snapshots import ask, ask_slowly, leftovers, wait_for
+from tests.functional.snapshots import ask, ask_slowly, leftovers, log_lines, wait_for
 from tests.functional.test_snapshot import assert_sound
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
@@ -118,6 +118,7 @@ def test_an_agent_that_lies_is_not_believed(cloud: Cloud, new_guest: NewGuest) -
     assert ask(cloud, guest).ended()["capture"]["consistency"] == "crash"
     asked = ask(cloud, guest, **{"stillframe:freeze": "required"})
     assert asked.ended()["state"] == "error"
+    assert len(log_lines(cloud, "n-cpu.log", guest.uuid, "had stayed frozen")) == 2, "it froze"
     assert asked.image() is None
 
 

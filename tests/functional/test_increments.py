@@ -149,11 +149,7 @@ def test_an_increment_after_a_stop_and_start_holds_what_changed(
     assert newest_record(assert_sound(flattened(cloud, asked), tmp_path)) > 0
 
 
-def test_a_disk_that_was_resized_makes_a_full_one(
-    cloud: Cloud, new_guest: NewGuest, agent_options: Callable[..., None]
-) -> None:
-    agent_options("checkpoints = true")
-    guest = new_guest()
+def test_a_disk_that_was_resized_makes_a_full_one(cloud: Cloud, guest: Guest) -> None:
     increment(cloud, guest)
     cloud.libvirtd.virsh("blockresize", guest.name, "vda", "1G")
     _, image = increment(cloud, guest)

@@ -135,7 +135,7 @@ def test_a_guest_with_an_iothread_survives_readers_that_are_killed(
     cloud: Cloud, new_guest: NewGuest, agent_options: Options
 ) -> None:
     """A backup job of such a disk would end the guest with its reader (QEMU 7.2)."""
-    guest = new_guest(iothread=True)
+    guest = new_guest(iothread=True, options="pulse.record_us=10000")
     dice = random.Random(7)  # moments, no secrets
     for _ in range(20):
         agent_options("bandwidth_limit = 60")

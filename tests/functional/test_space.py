@@ -16,8 +16,8 @@ from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
 MIB = 1 << 20
-#: What the guest's partition for records holds: 32 MiB of 4 KiB each.
-RING_RECORDS = 8192
+#: What the guest's partition for records holds: 8 MiB of 4 KiB each.
+RING_RECORDS = 2048
 
 
 @contextlib.contextmanager

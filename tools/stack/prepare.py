@@ -37,7 +37,7 @@ def alone() -> Iterator[None]:
 def guest_image() -> Path:
     """Return the directory of the test guest: kernel, initrd and a small disk."""
     with alone():
-        return build_image(CACHE / "test-guest", size_mib=512, payload_mib=48)
+        return build_image(CACHE / "test-guest", size_mib=512, payload_mib=48, records_mib=8)
 
 
 def accelerator() -> str:

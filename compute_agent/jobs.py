@@ -188,6 +188,8 @@ class Jobs:
         self._running: dict[str, Job] = {}
         #: Jobs that were cancelled, and so have ended, before they began.
         self._cancelled: set[str] = set()
+        #: Why jobs that wait to be gone on with are to end.
+        self._stopped_early: dict[str, StillframeError] = {}
         #: Limits of their own that jobs got before they began, in MB/s.
         self._limits: dict[str, int] = {}
         self._stopping = False
@@ -208,11 +210,15 @@ class Jobs:
         with self._lock:
             job = self._running.get(job_id)
             waiting = self._waiting(job_id) if job is None else None
-            if waiting is not None:
+            has_begun = waiting is not None and waiting.step is not None
+            if waiting is not None and has_begun:
+                # An earlier agent left something to undo: the work ends as soon as it goes on.
+                self._stopped_early[job_id] = why
+            elif waiting is not None:
                 self._cancelled.add(job_id)
         if job is not None:
             job.stop(why)
-        elif waiting is not None:
+        elif waiting is not None and not has_begun:
             # Its turn may be hours away; nothing was done for it that needs undoing.
             self._end_unbegun(waiting, why)
         return job is not None or waiting is not None
@@ -291,6 +297,7 @@ class Jobs:
             is_cancelled = entry.job_id in self._cancelled
             self._cancelled.discard(entry.job_id)
             limit = self._limits.pop(entry.job_id, None)
+            why = self._stopped_early.pop(entry.job_id, None)
             if not is_cancelled:
                 self._running[entry.job_id] = job
         if is_cancelled:
@@ -298,6 +305,8 @@ class Jobs:
             return
         if limit is not None:
             job.adjust(limit)
+        if why is not None:
+            job.stop(why)
         try:
             with context.bound(job.context):
                 error = self._outcome_error(job)

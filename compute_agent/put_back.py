@@ -24,7 +24,7 @@ LOG = logging.getLogger(__name__)
 #: The step from which on the new disk stays.
 PROVEN = "release"
 #: Before these steps nobody has touched the guest.
-_UNTOUCHED = frozenset({"fetch", "build"})
+UNTOUCHED = frozenset({"fetch", "build"})
 
 
 def end(
@@ -44,24 +44,30 @@ def end(
         settle(Swap.from_facts(facts["swap"]), guest, increments)
         return
     swap = Swap.from_facts(facts["swap"])
-    if step in _UNTOUCHED or step is None:
+    if step in UNTOUCHED or step is None:
         swap.put_back()
         return
-    try:
-        _switch_off(guest, facts["shutdown_timeout_s"] if patience_s is None else patience_s, swap)
-        change = facts.get("metadata")
-        if change is not None:
-            guest.write_metadata(MetadataChange(**change), back=True)
-    except InstanceNotFound:
-        give_up(step, facts)
-        return
-    swap.put_back()
+    if swap.room.exists():  # else all but the start was done before a crash
+        try:
+            _bring_back(swap, facts, guest, patience_s)
+        except InstanceNotFound:
+            give_up(step, facts)
+            return
     if facts["was_running"]:
         guest.start()
     LOG.info(
         "The old disk is in its place, and the guest %s",
         "runs from it" if facts["was_running"] else "is off, as it was",
     )
+
+
+def _bring_back(swap: Swap, facts: dict[str, Any], guest: Guest, patience_s: float | None) -> None:
+    """Switch the guest off, and give it its old disk and definition."""
+    _switch_off(guest, facts["shutdown_timeout_s"] if patience_s is None else patience_s, swap)
+    change = facts.get("metadata")
+    if change is not None:
+        guest.write_metadata(MetadataChange(**change), back=True)
+    swap.put_back()
 
 
 def give_up(step: str | None, facts: dict[str, Any]) -> None:

@@ -161,11 +161,10 @@ class Rebuilds:
         if step in _GOING_ON:
             LOG.info("Going on with the rebuild in step %s: the new disk is in its place", step)
             run = take_up(self._tools, self.settings, job, guest)
-            steps = _GOING_ON[step]
+            self._walk(run, _GOING_ON[step], at=_GOING_ON[step][0])
         else:
             release.give_back_earlier(self._tools, guest)
-            run, steps = begin(self._tools, self.settings, job, guest), STEPS
-        self._walk(run, steps)
+            self._walk(begin(self._tools, self.settings, job, guest), STEPS)
 
     def recover(self, job: Job) -> bool:
         """Put right what a crash left of a job that is not gone on with; it has failed."""
@@ -181,22 +180,19 @@ class Rebuilds:
             self._tools.journal.mark_unreleased(entry.job_id)
         return False
 
-    def _walk(self, run: Run, steps: tuple[Step, ...]) -> None:
-        at: Step | None = None
+    def _walk(self, run: Run, steps: tuple[Step, ...], at: Step | None = None) -> None:
+        """Take the steps; after an error undo them, from `at` on if one had begun before."""
         try:
             for step in steps:
                 self._enter(step, run)
                 at = step
                 step.run(run)
         except BaseException:
-            if at is not None and at.final:
-                LOG.exception("The instance runs from its new disk, but the old one stays for now")
-                self._tools.journal.mark_unreleased(run.job.entry.job_id)
-            elif at is not None:
+            if at is None or not at.final:
                 self._undo(run, at)
                 raise
-            else:
-                raise
+            LOG.exception("The instance runs from its new disk, but the old one stays for now")
+            self._tools.journal.mark_unreleased(run.job.entry.job_id)
         finally:
             _note_power(run)
         LOG.info("Rebuilt of image %s", run.image_id)
@@ -210,25 +206,18 @@ class Rebuilds:
         fetched = run.proven.image.size_bytes or 0 if run.proven else 0
         run.job.tell(step.task_state, bytes_done=fetched, bytes_total=fetched)
 
-    def _undo(self, run: Run, at: Step) -> None:
+    def _undo(self, run: Run, at: Step | None) -> None:
         """Make everything what it was; what cannot be now is tried again later."""
-        job = run.job
+        if at is None:
+            return
+        job, facts = run.job, facts_of(run)
         is_leaving = isinstance(job.why_stopped, JobInterrupted) and job.stopped.is_set()
+        patience_s = 0.0 if is_leaving else None
         try:
-            if at.name not in ("fetch", "build"):
+            if at.name not in put_back.UNTOUCHED:
                 LOG.warning("The rebuild failed in step %s; putting the old disk back", at.name)
-            self._tools.journal.begin_step(
-                job.entry.job_id,
-                at.name if at.name in ("fetch", "build") else _UNDOING,
-                facts_of(run),
-            )
-            put_back.end(
-                at.name,
-                facts_of(run),
-                run.guest,
-                self._tools.increments,
-                patience_s=0.0 if is_leaving else None,
-            )
+                self._tools.journal.begin_step(job.entry.job_id, _UNDOING, facts)
+            put_back.end(at.name, facts, run.guest, self._tools.increments, patience_s=patience_s)
         except Exception:
             LOG.exception("The old disk could not be put back now; it is tried again")
             self._tools.journal.mark_unreleased(job.entry.job_id)

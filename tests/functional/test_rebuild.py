@@ -28,6 +28,7 @@ from tests.functional.snapshots import (
     wait_for,
 )
 from tests.functional.test_power import client
+from tests.functional.test_snapshot import qemu_img
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
@@ -152,7 +153,7 @@ def run_in(cloud: Cloud, guest: Guest, path: str, *arguments: str) -> None:
 
 
 def test_the_stock_client_brings_a_damaged_guests_data_back_from_an_increment(
-    cloud: Cloud, saved: Saved
+    cloud: Cloud, saved: Saved, agent_options: Options
 ) -> None:
     guest = saved.guest
     guest.wait_for_agent()
@@ -168,6 +169,9 @@ def test_the_stock_client_brings_a_damaged_guests_data_back_from_an_increment(
     assert len(beside(guest)) == 1, "the new disk lies on a base, as the old one did"
     assert log_lines(cloud, "n-cpu.log", "Rebuilt of image", saved.increment)
     assert cloud.libvirtd.virsh("checkpoint-list", guest.name, "--name").split() == []
+    agent_options("checkpoints = true", *BRIEF)
+    job = ask(cloud, guest, **{"stillframe:incremental": "true"}).ended()
+    assert "no earlier snapshot" in job["images"][0]["why_full"]
 
 
 def test_a_wrong_hash_and_an_image_that_goes_leave_the_guest_alone(
@@ -178,7 +182,11 @@ def test_a_wrong_hash_and_an_image_that_goes_leave_the_guest_alone(
     job = ended(cloud, guest, rebuild(cloud, guest, saved.full))
     assert (job["state"], job["reason_code"]) == ("error", "verify_failed")
     meddler.behave()
-    gone = upload(cloud, b"\0" * 4096)
+    gone = upload(cloud, b"\0" * 4096, owner="somebody", visibility="shared")
+    refused = post_action(cloud, guest, {"rebuild": {"imageRef": gone}})
+    assert refused.json()["badRequest"]["message"] == "Cannot find image for rebuild"
+    members = f"{cloud.glance.endpoint}/v2/images/{gone}/members"
+    requests.post(members, json={"member": "demo"}, timeout=10).raise_for_status()
     cloud.agent.signal(signal.SIGSTOP)
     try:
         job_id = rebuild(cloud, guest, gone)
@@ -204,9 +212,10 @@ def test_a_cancel_before_the_swap_leaves_the_guest_alone(
     assert_lives(cloud, guest)
 
 
-def upload(cloud: Cloud, data: bytes) -> str:
+def upload(cloud: Cloud, data: bytes, **about: str) -> str:
     """Put a raw disk into Glance, as the project's; return the image's id."""
     record = {"name": "raw", "disk_format": "raw", "container_format": "bare", "owner": "demo"}
+    record |= about
     url = f"{cloud.glance.endpoint}/v2/images"
     image_id: str = requests.post(url, json=record, timeout=10).json()["id"]
     headers = {"Content-Type": "application/octet-stream"}
@@ -266,3 +275,22 @@ def test_a_guest_that_is_off_stays_off_with_its_new_disk(cloud: Cloud, saved: Sa
     guest.start()
     cloud.wait_for_instance(guest)
     assert_lives(cloud, guest, after=saved.record)
+
+
+def test_a_raw_disk_without_a_base_becomes_one_with_the_images_bytes(
+    cloud: Cloud, saved: Saved, new_guest: Callable[..., Guest]
+) -> None:
+    guest = new_guest(start=False, disk_format="raw")
+    before = guest.disk.stat()
+    job = ended(cloud, guest, rebuild(cloud, guest, saved.full))
+    assert job["state"] == "done", job["reason"]
+    image = cloud.glance.images / saved.full
+    qemu_img("compare", "-q", "-f", "raw", "-F", "qcow2", str(guest.disk), str(image))
+    after = guest.disk.stat()
+    assert after.st_ino != before.st_ino
+    assert (after.st_uid, after.st_gid, after.st_mode) == (
+        before.st_uid,
+        before.st_gid,
+        before.st_mode,
+    )
+    assert beside(guest) == []

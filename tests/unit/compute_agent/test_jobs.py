@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 import uuid
@@ -150,6 +151,31 @@ def test_a_job_that_waits_is_cancelled_at_once_and_never_begins(
     pipeline.go.release(2)
     wait_for(lambda: len(reports.outcomes) == 4)
     assert [outcome.job_id for outcome in reports.outcomes[2:]] == [running.job_id, last.job_id]
+    jobs.stop(time.monotonic() + LONG_S)
+
+
+def test_a_job_that_waits_to_be_gone_on_with_is_cancelled_by_its_own_work(
+    reports: RecordedReports, new_request: NewRequest, entry_of: Callable[..., Entry]
+) -> None:
+    """An earlier agent had begun it: there is something to undo."""
+    ran: list[bool] = []
+
+    def run(job: Job) -> None:
+        ran.append(job.stopped.is_set())
+        job.raise_if_stopped()
+        pipeline.run(job)
+
+    pipeline = Pipeline()
+    jobs = jobs_with(run, reports, limit=1)
+    jobs.submit(entry_of(new_request()))
+    assert pipeline.began.acquire(timeout=LONG_S)
+    begun = dataclasses.replace(entry_of(new_request()), step="stream")
+    jobs.submit(begun)
+    assert jobs.cancel(begun.job_id, JobCancelled("not needed"))
+    assert reports.outcomes == []
+    pipeline.go.release()
+    wait_for(lambda: len(reports.outcomes) == 2)
+    assert (ran, reports.outcomes[1].state) == ([False, True], JobState.CANCELLED)
     jobs.stop(time.monotonic() + LONG_S)
 
 

@@ -266,6 +266,36 @@ def next_agent(rebuilds: Rebuilds, journal: Journal, job_id: str) -> None:
         assert rebuilds.recover(job) is False
 
 
+def test_one_that_is_cancelled_before_it_goes_on_is_undone(
+    rebuilds: Rebuilds,
+    scene: Scene,
+    job: Job,
+    journal: Journal,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    die_in(monkeypatch, "prove", done=False)
+    with contextlib.suppress(Killed):
+        rebuilds.run(job)
+    monkeypatch.undo()
+    again = as_journalled(journal, job.entry.job_id)
+    again.stop(JobCancelled("enough"))
+    with pytest.raises(JobCancelled):
+        rebuilds.run(again)
+    assert_as_it_was(scene)
+
+
+def test_an_agent_that_dies_when_all_was_put_back_does_not_boot_the_guest_again(
+    rebuilds: Rebuilds, scene: Scene, job: Job, journal: Journal
+) -> None:
+    scene.at["write"] = fail(StillframeError("no"))
+    with pytest.raises(StillframeError):
+        rebuilds.run(job)
+    starts = scene.starts
+    assert rebuilds.recover(as_journalled(journal, job.entry.job_id)) is False
+    assert_as_it_was(scene)
+    assert scene.starts == starts
+
+
 def test_what_cannot_be_put_back_now_is_put_back_later(
     rebuilds: Rebuilds, scene: Scene, job: Job, journal: Journal, tmp_path: Path
 ) -> None:

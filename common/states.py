@@ -28,6 +28,10 @@ class TaskState(enum.StrEnum):
     POWERING_ON = "powering-on"
     REBOOTING = "rebooting"
     REBOOTING_HARD = "rebooting_hard"
+    SCHEDULING = "scheduling"
+    BLOCK_DEVICE_MAPPING = "block_device_mapping"
+    SPAWNING = "spawning"
+    DELETING = "deleting"
 
 
 class VmState(enum.StrEnum):
@@ -38,6 +42,7 @@ class VmState(enum.StrEnum):
     SUSPENDED = "suspended"
     STOPPED = "stopped"
     ERROR = "error"
+    BUILDING = "building"
 
 
 class PowerState(enum.IntEnum):
@@ -74,12 +79,20 @@ class JobKind(enum.StrEnum):
     START = "start"
     STOP = "stop"
     REBOOT = "reboot"
+    CREATE = "create"
+    DELETE = "delete"
+    #: Boots an image in an instance that nobody sees, to find whether it does.
+    VERIFY = "verify"
 
 
 #: What makes an image; the others leave a job's image ids empty.
 IMAGE_KINDS = frozenset({JobKind.SNAPSHOT})
 #: What only changes the power state.
-POWER_KINDS = frozenset(JobKind) - IMAGE_KINDS
+POWER_KINDS = frozenset(
+    {JobKind.PAUSE, JobKind.UNPAUSE, JobKind.START, JobKind.STOP, JobKind.REBOOT}
+)
+#: Done in moments, whatever images are at work; one that was interrupted is simply done again.
+QUICK_KINDS = POWER_KINDS | {JobKind.DELETE}
 
 #: What an instance is first shown to be at.
 FIRST_TASK_STATE: dict[JobKind, TaskState] = {
@@ -89,6 +102,10 @@ FIRST_TASK_STATE: dict[JobKind, TaskState] = {
     JobKind.START: TaskState.POWERING_ON,
     JobKind.STOP: TaskState.POWERING_OFF,
     JobKind.REBOOT: TaskState.REBOOTING,
+    JobKind.CREATE: TaskState.SCHEDULING,
+    JobKind.DELETE: TaskState.DELETING,
+    # No instance of anybody's shows it.
+    JobKind.VERIFY: TaskState.SPAWNING,
 }
 
 

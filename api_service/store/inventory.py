@@ -255,12 +255,11 @@ def _take_instance(
         return row
     if at < row.reported_at <= now:
         return row  # a newer report overtook this one
-    if _is_paused_by_job(row, announced):
-        del values["power_state"], values["vm_state"]
-    elif row.in_error:
-        del values["vm_state"]
-    if row.renamed:
-        del values["name"]
+    if row.made_here and row.launched_at is None and row.job_id is None:
+        # The job that was to make it was given up, and yet here it is.
+        row.launched_at, row.in_error, row.fault = now, False, None
+    for name in _kept(row, announced):
+        del values[name]
     row.reported_at = at
     changed = {name: value for name, value in values.items() if getattr(row, name) != value}
     for name, value in changed.items():
@@ -268,6 +267,16 @@ def _take_instance(
     if changed:
         row.updated_at = now
     return row
+
+
+def _kept(row: InstanceRow, announced: InstanceRecord) -> set[str]:
+    """Return the fields of an instance that its host's word does not change now."""
+    kept = {"name"} if row.renamed else set()
+    if _is_paused_by_job(row, announced):
+        return kept | {"power_state", "vm_state"}
+    # What is being made is not there before its job says so.
+    is_unlaunched = row.made_here and row.launched_at is None
+    return kept | {"vm_state"} if row.in_error or is_unlaunched else kept
 
 
 def _is_paused_by_job(row: InstanceRow, announced: InstanceRecord) -> bool:
@@ -286,6 +295,8 @@ def _bury_missing(session: Session, report: HostReport, at: dt.datetime) -> None
             InstanceRow.deleted_at.is_(None),
             or_(InstanceRow.reported_at <= at, InstanceRow.reported_at > now),
             InstanceRow.uuid.not_in(present),
+            # What is still to be made there is not missing.
+            or_(InstanceRow.made_here.is_(False), InstanceRow.launched_at.is_not(None)),
         )
         .values(deleted_at=now, updated_at=now, reported_at=at)
     )

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import case, select, update
 from sqlalchemy.orm import Session
 
-from api_service.store import job_lists, records
+from api_service.store import job_lists, job_rows, lifecycles, records
 from api_service.store.engine import Database, retried
 from api_service.store.job_lists import JobQuery
 from api_service.store.models import InstanceRow, JobRow
@@ -62,7 +62,7 @@ class Ledger:
             job_lists.require_room(session, new)
             if not _take(session, new.instance.uuid, new.id, new.task_state):
                 raise _why_not_taken(session, new)
-            row = _new_row(new)
+            row = job_rows.new_row(new)
             session.add(row)
             session.flush()
             return records.job(row)
@@ -143,6 +143,10 @@ class Ledger:
         """End a job in error for a reason of the API's own; None if it had ended."""
         return self._end(job_id, JobEvent.FAIL, {"reason": reason, "reason_code": reason_code})
 
+    def complete(self, job_id: str) -> Job | None:
+        """End a job that was done here, without an agent; None if it had ended."""
+        return self._end(job_id, JobEvent.FINISH, {})
+
     @retried
     def cancel(self, job_id: str) -> Job | None:
         """Note that somebody wants the job to end; None if it has ended already.
@@ -213,7 +217,7 @@ class Ledger:
                 created_at=now,
                 deadline_at=now,
                 accepted_at=now,
-                **_NOTHING_DONE,
+                **job_rows.NOTHING_DONE,
             )
             session.add(row)
             session.flush()
@@ -301,13 +305,14 @@ class Ledger:
             except IllegalTransition:
                 return None  # a late or doubled report
             before = records.job(row) if self._listener else None
-            if not row.image_id:
+            if row.kind not in IMAGE_KINDS or not row.image_id:
                 values = {**values, "discard_image": False}
             for name, value in {**values, "state": state}.items():
                 setattr(row, name, value)
             if shown:
                 _show(session, row, shown, state)
             session.flush()
+            lifecycles.settle(session, row, state)
             moved = records.job(row)
         self._tell(before, moved)
         return moved
@@ -331,36 +336,6 @@ def _show(session: Session, job: JobRow, shown: dict[str, Any], state: JobState)
         update(InstanceRow)
         .where(InstanceRow.uuid == job.instance_uuid, InstanceRow.job_id == job.id)
         .values(**shown, **let_go, updated_at=clock.now())
-    )
-
-
-_NOTHING_DONE: dict[str, Any] = {
-    "bytes_done": 0,
-    "bytes_total": 0,
-    "rate_bytes_s": 0.0,
-    "steps": [],
-    "images": [],
-    "discard_image": False,
-    "limit_due": False,
-}
-
-
-def _new_row(new: NewJob) -> JobRow:
-    return JobRow(
-        id=new.id,
-        kind=new.kind,
-        state=JobState.PENDING,
-        instance_uuid=new.instance.uuid,
-        project_id=new.instance.project_id,
-        user_id=new.user_id,
-        host=new.instance.host,
-        image_id=new.image_id,
-        options=new.options,
-        context=new.context,
-        castable=new.castable,
-        created_at=clock.now(),
-        deadline_at=new.deadline_at,
-        **_NOTHING_DONE,
     )
 
 

@@ -21,11 +21,13 @@ from oslo_config import cfg
 from oslo_db import options as db_options
 from oslo_middleware.http_proxy_to_wsgi import HTTPProxyToWSGI
 
-from api_service import faults, health, identity, middleware
+from api_service import faults, flavor_table, health, identity, middleware
 from api_service.agent_client import AgentClient
 from api_service.agents import Agents
 from api_service.dispatcher import Dispatcher
+from api_service.lifecycle import Lifecycle
 from api_service.notifications import Notifications
+from api_service.placement import Placement, Ratios
 from api_service.policies import Authorizer
 from api_service.powers import Powers
 from api_service.quotas import Quotas, Rates, Streams
@@ -65,6 +67,7 @@ from api_service.snapshots import Snapshots
 from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
+from api_service.store.lifecycles import Lifecycles
 from api_service.store.overrides import Overrides
 from api_service.visibility import Visibility
 from common import conf, notifier, rpc
@@ -180,6 +183,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
             agents=agents,
             accept_timeout_s=settings.api.job_accept_timeout,
         ),
+        lifecycle=_lifecycle(settings, ledger, inventory, agents, images),
         dispatcher=dispatcher,
         health_checks=health.checks(settings, database),
         link_prefix=settings.api.compute_link_prefix,
@@ -229,6 +233,35 @@ def _snapshots(
         images=images,
         accept_timeout_s=settings.api.job_accept_timeout,
         quotas=_quotas(settings),
+    )
+
+
+def _lifecycle(
+    settings: cfg.ConfigOpts,
+    ledger: Ledger,
+    inventory: Inventory,
+    agents: Agents,
+    images: ImageService,
+) -> Lifecycle:
+    group, most = settings.spawn, settings.quota.instances
+    ratios = Ratios(
+        cpu=group.cpu_allocation_ratio,
+        memory=group.ram_allocation_ratio,
+        reserved_memory_mib=group.reserved_host_memory,
+    )
+    return Lifecycle(
+        ledger=ledger,
+        lifecycles=Lifecycles(ledger.database),
+        inventory=inventory,
+        agents=agents,
+        placement=Placement(agents=agents, inventory=inventory, ratios=ratios),
+        images=images,
+        accept_timeout_s=settings.api.job_accept_timeout,
+        quotas=_quotas(settings),
+        most_instances=None if most < 0 else most,
+        flavors=flavor_table.read(group.flavors),
+        default_network=group.default_network,
+        deletes_announced=group.delete_announced,
     )
 
 

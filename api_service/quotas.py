@@ -6,14 +6,16 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import token_bucket
 
-from api_service.errors import NoFreeStream, OverQuota, TooManyRequests
+from api_service.errors import Forbidden, NoFreeStream, OverQuota, TooManyRequests
 
 _BURST_S = 10
+#: As many as Nova allows by default.
+SERVER_METADATA_ITEMS = 128
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,11 @@ class Quotas:
         """Raise OverQuota, in Nova's words, for more items than an image may be given."""
         if items > self.image_metadata_items:
             raise OverQuota("Image metadata limit exceeded")
+
+    def require_server_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Raise Forbidden, in Nova's words, for more items than a server may have."""
+        if len(metadata) > SERVER_METADATA_ITEMS:
+            raise Forbidden(f"Maximum number of metadata items exceeds {SERVER_METADATA_ITEMS}")
 
 
 class Rates:

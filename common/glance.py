@@ -99,6 +99,8 @@ class Image:
     min_disk_gib: int
     min_ram_mib: int
     properties: dict[str, str]
+    #: What a guest sees of it; None: Glance does not know.
+    virtual_bytes: int | None = None
     visibility: str = "private"
     #: As Glance writes times; empty: it does not tell.
     created_at: str = ""
@@ -280,6 +282,12 @@ class ImageService:
             ) from error
 
     @_typed
+    def members(self, image_id: str) -> frozenset[str]:
+        """Return the projects that a shared image is shared with, in one try."""
+        _, body = self._http_client().get(f"/v2/images/{image_id}/members")
+        return frozenset(one["member_id"] for one in body["members"])
+
+    @_typed
     def _get(self, image_id: str) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self._controller().get(image_id)
         return found
@@ -385,6 +393,7 @@ def _image(record: Mapping[str, Any]) -> Image:
             for key, value in record.items()
             if key not in _ATTRIBUTES and isinstance(value, str)
         },
+        virtual_bytes=record.get("virtual_size"),
         visibility=record.get("visibility") or "private",
         created_at=record.get("created_at") or "",
         updated_at=record.get("updated_at") or "",

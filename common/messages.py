@@ -231,6 +231,11 @@ _OWN_REQUESTS: dict[JobKind, type[CreateRequest | DeleteRequest | VerifyRequest]
 _METHODS = {JobKind.VERIFY: "verify_image"}
 
 
+def domain_name_of(instance_uuid: str) -> str:
+    """Return what libvirt calls an instance that an agent makes."""
+    return f"instance-{instance_uuid[:8]}"
+
+
 def method_of(kind: JobKind) -> str:
     """Return the RPC method that asks an agent for a job of a kind."""
     return _METHODS.get(kind, f"{kind}_instance")

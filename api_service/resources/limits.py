@@ -7,8 +7,8 @@ import falcon
 
 from api_service.errors import NotFound
 from api_service.microversions import Version
+from api_service.quotas import SERVER_METADATA_ITEMS
 from api_service.resources import parameters
-from api_service.resources.metadata import MAX_ITEMS
 from api_service.resources.services import Resource
 
 _NONE = -1
@@ -21,11 +21,11 @@ _UNTIL: dict[Version, dict[str, int]] = {
         "totalSecurityGroupsUsed": 0,
         "maxSecurityGroupRules": _NONE,
     },
-    Version(2, 39): {"maxImageMeta": MAX_ITEMS},
+    Version(2, 39): {"maxImageMeta": SERVER_METADATA_ITEMS},
     Version(2, 57): {"maxPersonality": 0, "maxPersonalitySize": 0},
 }
 _ALWAYS = {
-    "maxServerMeta": MAX_ITEMS,
+    "maxServerMeta": SERVER_METADATA_ITEMS,
     "maxTotalCores": _NONE,
     "maxTotalInstances": _NONE,
     "maxTotalKeypairs": 0,

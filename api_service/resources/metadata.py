@@ -8,13 +8,11 @@ from collections.abc import Callable
 import falcon
 
 from api_service import powers, schemas
-from api_service.errors import BadRequest, Conflict, Forbidden, NotFound
+from api_service.errors import BadRequest, Conflict, NotFound
+from api_service.quotas import Quotas
 from api_service.resources.services import Resource
 from api_service.store.records import Instance
 from common.states import VmState
-
-#: As many as Nova allows by default.
-MAX_ITEMS = 128
 
 Change = Callable[[dict[str, str]], dict[str, str]]
 
@@ -30,8 +28,12 @@ class _Metadata(Resource):
         powers.require_unlocked(instance, is_admin=is_admin)
         _require_idle(instance)
         return self.services.overrides.change_metadata(
-            instance.uuid, lambda known: _bounded(change(known))
+            instance.uuid, lambda known: self._bounded(change(known))
         )
+
+    def _bounded(self, metadata: dict[str, str]) -> dict[str, str]:
+        Quotas().require_server_metadata(metadata)
+        return metadata
 
 
 class ServerMetadata(_Metadata):
@@ -112,12 +114,6 @@ def _item(known: dict[str, str], key: str) -> str:
     if key not in known:
         raise NotFound("Metadata item was not found")
     return known[key]
-
-
-def _bounded(metadata: dict[str, str]) -> dict[str, str]:
-    if len(metadata) > MAX_ITEMS:
-        raise Forbidden(f"Maximum number of metadata items exceeds {MAX_ITEMS}")
-    return metadata
 
 
 def _require_idle(instance: Instance) -> None:

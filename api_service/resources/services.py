@@ -11,6 +11,7 @@ import falcon
 
 from api_service.agents import Agents
 from api_service.dispatcher import Dispatcher
+from api_service.lifecycle import Lifecycle
 from api_service.policies import Authorizer
 from api_service.powers import Powers
 from api_service.quotas import Rates, Streams
@@ -34,6 +35,7 @@ class Services:
     agents: Agents
     snapshots: Snapshots
     powers: Powers
+    lifecycle: Lifecycle
     overrides: Overrides
     dispatcher: Dispatcher
     visibility: Visibility

@@ -25,7 +25,7 @@ _NAME = {
     # `$` would let a last newline pass.
     "pattern": r"^(?!\s)[^\x00-\x1f\x7f]*(?<!\s)\Z",
 }
-_METADATA = {
+METADATA_ITEMS: dict[str, Any] = {
     "type": "object",
     "patternProperties": {
         r"^[a-zA-Z0-9-_:. ]{1,255}\Z": {"type": "string", "maxLength": 255},
@@ -39,7 +39,7 @@ CREATE_IMAGE = Draft202012Validator(
         "properties": {
             "createImage": {
                 "type": "object",
-                "properties": {"name": _NAME, "metadata": _METADATA},
+                "properties": {"name": _NAME, "metadata": METADATA_ITEMS},
                 "required": ["name"],
                 "additionalProperties": False,
             }
@@ -114,7 +114,7 @@ ACTIONS = (
 METADATA = Draft202012Validator(
     {
         "type": "object",
-        "properties": {"metadata": _METADATA},
+        "properties": {"metadata": METADATA_ITEMS},
         "required": ["metadata"],
         "additionalProperties": False,
     }
@@ -122,7 +122,7 @@ METADATA = Draft202012Validator(
 META = Draft202012Validator(
     {
         "type": "object",
-        "properties": {"meta": _METADATA | {"minProperties": 1, "maxProperties": 1}},
+        "properties": {"meta": METADATA_ITEMS | {"minProperties": 1, "maxProperties": 1}},
         "required": ["meta"],
         "additionalProperties": False,
     }
@@ -157,13 +157,17 @@ _SERVER_FIELDS: tuple[tuple[tuple[int, int], str, dict[str, Any]], ...] = (
 _FORMATS = FormatChecker(("ipv4", "ipv6"))
 
 
+def server_fields(version: tuple[int, int]) -> dict[str, Any]:
+    """Return what a server's user may say of it in a version, by name."""
+    return {name: schema for since, name, schema in _SERVER_FIELDS if version >= since}
+
+
 @functools.cache
 def update_server(version: tuple[int, int]) -> Draft202012Validator:
     """Return the schema of `PUT /servers/{id}` in a version, (2, N)."""
-    fields = {name: schema for since, name, schema in _SERVER_FIELDS if version >= since}
     server = {
         "type": "object",
-        "properties": fields,
+        "properties": server_fields(version),
         "minProperties": 1,
         "additionalProperties": False,
     }

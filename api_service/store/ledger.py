@@ -48,7 +48,7 @@ class Ledger:
     """The jobs of the cloud; thread-safe. `listener` hears of every move, once it is committed."""
 
     def __init__(self, database: Database, listener: Listener | None = None) -> None:
-        self._database = database
+        self.database = database
         self._listener = listener
 
     @retried
@@ -58,7 +58,7 @@ class Ledger:
         Unless it says so the job is not castable yet: its image does not exist. Raises
         InstanceBusy (the message names the task state), InstanceNotFound or OverQuota.
         """
-        with self._database.write() as session:
+        with self.database.write() as session:
             job_lists.require_room(session, new)
             if not _take(session, new.instance.uuid, new.id, new.task_state):
                 raise _why_not_taken(session, new)
@@ -74,7 +74,7 @@ class Ledger:
         False: the reaper has ended the job meanwhile, and it never will be.
         """
         pending = (JobRow.id == job_id, JobRow.state == JobState.PENDING)
-        with self._database.write() as session:
+        with self.database.write() as session:
             return _rowcount(session, update(JobRow).where(*pending).values(castable=True)) == 1
 
     def discard(self, job_id: str) -> None:
@@ -155,7 +155,7 @@ class Ledger:
         until its agent has ended it, with `cancel_asked_at` set.
         """
         reason = {"reason": "the job was cancelled", "reason_code": "cancelled"}
-        with self._database.write() as session:
+        with self.database.write() as session:
             row = session.get(JobRow, job_id, with_for_update=True)
             if row is None or JobState(row.state) in ENDED:
                 return None
@@ -169,7 +169,7 @@ class Ledger:
     @retried
     def limit(self, job_id: str, bandwidth_limit: int) -> Job | None:
         """Note another limit of an open job's own, in MB/s; None if it has ended already."""
-        with self._database.write() as session:
+        with self.database.write() as session:
             row = session.get(JobRow, job_id, with_for_update=True)
             if row is None or JobState(row.state) in ENDED:
                 return None
@@ -181,7 +181,7 @@ class Ledger:
     @retried
     def was_limited(self, job_id: str, bandwidth_limit: int) -> None:
         """Note that the job's agent was told this limit; another may have come meanwhile."""
-        with self._database.write() as session:
+        with self.database.write() as session:
             row = session.get(JobRow, job_id, with_for_update=True)
             if row is not None and (row.options.get("bandwidth_limit") or 0) == bandwidth_limit:
                 row.limit_due = False
@@ -197,7 +197,7 @@ class Ledger:
             ids.append(report.image_id)
         if not all(map(records.is_id, ids)):
             return False
-        with self._database.write() as session:
+        with self.database.write() as session:
             if session.get(JobRow, report.job_id) is not None:
                 return False
             instance = session.get(InstanceRow, report.instance.uuid)
@@ -229,30 +229,30 @@ class Ledger:
 
     def find(self, job_id: str) -> Job | None:
         """Return a job."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             row = session.get(JobRow, job_id)
             return records.job(row) if row else None
 
     def jobs(self, query: JobQuery | None = None) -> list[Job]:
         """Return jobs, newest first, one page of them."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             return [records.job(row) for row in job_lists.page(session, query or JobQuery())]
 
     def to_discard(self) -> list[Job]:
         """Return the ended jobs whose image may still have to be removed."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             rows = session.scalars(select(JobRow).where(JobRow.discard_image.is_(True)))
             return [records.job(row) for row in rows]
 
     def open_jobs(self) -> list[Job]:
         """Return every job that has not ended."""
         query = select(JobRow).where(JobRow.state.in_(list(OPEN))).order_by(JobRow.created_at)
-        with self._database.read() as session:
+        with self.database.read() as session:
             return [records.job(row) for row in session.scalars(query)]
 
     @retried
     def _set(self, job_id: str, **values: Any) -> None:
-        with self._database.write() as session:
+        with self.database.write() as session:
             session.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
 
     def _end(
@@ -294,7 +294,7 @@ class Ledger:
 
         With `newer_than`, a report that a newer one has overtaken moves nothing.
         """
-        with self._database.write() as session:
+        with self.database.write() as session:
             row = session.get(JobRow, job_id, with_for_update=True)
             if row is None:
                 return None

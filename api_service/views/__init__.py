@@ -23,6 +23,7 @@ from api_service.views.images import image, image_status, image_summary, image_t
 from api_service.views.jobs import event_id, job, percent
 from api_service.views.servers import (
     STATUSES,
+    created_server,
     server,
     server_summary,
     states_of,
@@ -34,6 +35,7 @@ from api_service.views.viewer import Viewer
 __all__ = [
     "STATUSES",
     "Viewer",
+    "created_server",
     "event_id",
     "flavor",
     "flavor_summary",

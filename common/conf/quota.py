@@ -28,6 +28,15 @@ with 403. Glance has a limit of its own (image_property_quota), which counts wha
 the image inherits, too.
 """,
     ),
+    cfg.IntOpt(
+        "instances",
+        default=-1,
+        min=-1,
+        help="""
+Instances that one project may have, those that hosts announced among them; a new one
+beyond is refused with 403. -1 is no limit.
+""",
+    ),
     cfg.FloatOpt(
         "requests_per_second",
         default=0,

@@ -18,6 +18,8 @@ from api_service.agent_client import AgentClient
 from api_service.agents import Agents
 from api_service.app import make_application, make_calls
 from api_service.dispatcher import Dispatcher
+from api_service.lifecycle import Lifecycle
+from api_service.placement import Placement
 from api_service.policies import Authorizer
 from api_service.powers import Powers
 from api_service.quotas import Quotas, Rates, Streams
@@ -28,11 +30,12 @@ from api_service.status import StatusEndpoint
 from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
+from api_service.store.lifecycles import Lifecycles
 from api_service.store.overrides import Overrides
 from api_service.visibility import Visibility
 from common import context
 from common.errors import StillframeError
-from common.reports import InstanceRecord
+from common.reports import Flavor, InstanceRecord
 from tests.api import agents as agent_says
 from tests.api.memory_images import MemoryImages
 
@@ -131,8 +134,10 @@ class Cloud:
         self.dispatcher.casts = casts
         self.status = StatusEndpoint(self.ledger, self.inventory, self.agents)
         self.reaper = self.make_reaper()
+        #: The sizes that new servers may have: none, unless a test says so.
+        self.flavors: dict[str, Flavor] = {}
         self.health: dict[str, Callable[[], Any]] = {"database": lambda: None}
-        services = self._services()
+        self.services = services = self._services()
         self.http = testing.TestClient(make_application(services))
         self.calls = make_calls(services, most_at_once=CALLS_AT_ONCE)
 
@@ -184,6 +189,17 @@ class Cloud:
                 overrides=overrides,
                 agents=self.agents,
                 accept_timeout_s=ACCEPT_TIMEOUT_S,
+            ),
+            lifecycle=Lifecycle(
+                ledger=self.ledger,
+                lifecycles=Lifecycles(self.database),
+                inventory=self.inventory,
+                agents=self.agents,
+                placement=Placement(agents=self.agents, inventory=self.inventory),
+                images=self.images,
+                accept_timeout_s=ACCEPT_TIMEOUT_S,
+                quotas=self.quotas,
+                flavors=self.flavors,
             ),
             dispatcher=self.dispatcher,
             health_checks=self.health,

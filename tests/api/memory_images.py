@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from common.glance import Image, ImageNotFound, ImageRefused
 #: What is an attribute of an image and no property of its own.
 _ATTRIBUTES = {
     "id",
+    "size",
+    "virtual_size",
     "name",
     "owner",
     "visibility",
@@ -40,6 +43,8 @@ class MemoryImages:
         self.records: dict[str, dict[str, Any]] = {}
         self.created: list[str] = []
         self.deleted: list[str] = []
+        #: Projects by the image that is shared with them.
+        self.shared_with: dict[str, set[str]] = {}
         self.failure: StillframeError | None = None
         #: Set by a test to hold every `create` until the event is set.
         self.gate: threading.Event | None = None
@@ -103,6 +108,17 @@ class MemoryImages:
                 if all(one.get(name) == value for name, value in filters.items())
             ]
 
+    def members(self, image_id: str) -> frozenset[str]:
+        """Return the projects that an image is shared with."""
+        self._fail()
+        return frozenset(self.shared_with.get(image_id, ()))
+
+    def add(self, **record: Any) -> str:
+        """Add an image as somebody else has made it, active; return its id."""
+        image_id = str(uuid.uuid4())
+        self.records[image_id] = {"id": image_id, "status": "active", **record}
+        return image_id
+
     def activate(self, image_id: str) -> None:
         """Do what an agent's upload does."""
         self.records[image_id]["status"] = "active"
@@ -125,7 +141,7 @@ class MemoryImages:
             name=record.get("name"),
             status=record["status"],
             owner=record.get("owner"),
-            size_bytes=None,
+            size_bytes=record.get("size"),
             hash_algorithm=None,
             hash_value=None,
             disk_format=record.get("disk_format"),
@@ -133,6 +149,7 @@ class MemoryImages:
             min_disk_gib=record.get("min_disk", 0),
             min_ram_mib=record.get("min_ram", 0),
             properties=properties,
+            virtual_bytes=record.get("virtual_size"),
             visibility=record.get("visibility", "private"),
             created_at=record.get("created_at", ""),
             updated_at=record.get("updated_at", ""),

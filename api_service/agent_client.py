@@ -13,6 +13,7 @@ from common.messages import (
     JobCancel,
     JobRequest,
     PowerRequest,
+    RebuildRequest,
     SnapshotOptions,
     SnapshotRequest,
     method_of,
@@ -71,6 +72,10 @@ def _request(job: Job, deadline: float) -> JobRequest:
         instance = dataclasses.replace(job.instance, name=options.pop("name", None))
         ids = {"image_id": job.image_id, "job_id": job.id, "deadline": deadline}
         return request_from_wire(job.kind, {"instance": instance.to_wire(), **ids, **options})
+    if job.kind is JobKind.REBUILD:
+        return RebuildRequest(
+            instance=job.instance, job_id=job.id, deadline=deadline, **job.options
+        )
     return SnapshotRequest(
         instance=job.instance,
         image_id=job.image_id,

@@ -31,6 +31,7 @@ from api_service.placement import Placement, Ratios
 from api_service.policies import Authorizer
 from api_service.powers import Powers
 from api_service.quotas import Quotas, Rates, Streams
+from api_service.rebuilds import Rebuilds
 from api_service.resources.actions import ServerAction
 from api_service.resources.flavors import Flavors, FlavorsDetail, FlavorShow
 from api_service.resources.hosts import (
@@ -184,6 +185,14 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
             accept_timeout_s=settings.api.job_accept_timeout,
         ),
         lifecycle=_lifecycle(settings, ledger, inventory, agents, images),
+        rebuilds=Rebuilds(
+            ledger=ledger,
+            overrides=overrides,
+            agents=agents,
+            images=images,
+            accept_timeout_s=settings.api.job_accept_timeout,
+            quotas=_quotas(settings),
+        ),
         dispatcher=dispatcher,
         health_checks=health.checks(settings, database),
         link_prefix=settings.api.compute_link_prefix,
@@ -219,6 +228,7 @@ def make_calls(services: Services, most_at_once: int) -> ServiceEndpoint:
         visibility=services.visibility,
         snapshots=services.snapshots,
         powers=services.powers,
+        rebuilds=services.rebuilds,
         dispatcher=services.dispatcher,
         most_at_once=max(1, most_at_once),
     )

@@ -21,6 +21,7 @@ from api_service import errors as api
 from api_service import faults, microversions, policies, schemas
 from api_service.schemas import v1
 from api_service.schemas.create import create_server
+from api_service.schemas.rebuild import rebuild
 from api_service.schemas.v1 import Parameters, Schema
 
 #: URL template, what answers it, and the suffix of its methods.
@@ -79,7 +80,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         also=204,
     ),
     ("post", f"{_NOVA}servers/{{server_id}}/action"): Operation(
-        status=202, body=_any_action(schemas.ACTIONS)
+        status=202, body=_any_action((*schemas.ACTIONS, rebuild(microversions.MAXIMUM)))
     ),
     ("post", f"{_NOVA}servers"): _answers(
         _NOVAS, status=202, body=_schema(create_server(microversions.MAXIMUM))

@@ -16,15 +16,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from api_service import faults, powers, schemas, views
+from api_service import faults, powers, rebuilds, schemas, views
 from api_service.dispatcher import Dispatcher
 from api_service.errors import Conflict, TooManyRequests
 from api_service.powers import Powers
+from api_service.rebuilds import Rebuilds, RebuildWish
 from api_service.snapshots import Snapshots, SnapshotWish
 from api_service.store.records import Instance, Job
 from api_service.visibility import Visibility
 from common import context
-from common.calls import CallAnswer, CallError, JobCall, PowerCall, SnapshotCall
+from common.calls import CallAnswer, CallError, JobCall, PowerCall, RebuildCall, SnapshotCall
 from common.context import RequestContext
 from common.errors import InstanceBusy
 from common.states import JobKind
@@ -80,6 +81,7 @@ class ServiceEndpoint:
         visibility: Visibility,
         snapshots: Snapshots,
         powers: Powers,
+        rebuilds: Rebuilds,
         dispatcher: Dispatcher,
         most_at_once: int,
     ) -> None:
@@ -88,6 +90,7 @@ class ServiceEndpoint:
         self._ledger = visibility.ledger
         self._snapshots = snapshots
         self._powers = powers
+        self._rebuilds = rebuilds
         self._dispatcher = dispatcher
         self._room = threading.BoundedSemaphore(most_at_once)
 
@@ -107,6 +110,23 @@ class ServiceEndpoint:
                 return self._snapshots.request(caller, instance, wish, call.job_id or None)
 
         return self._once(call.job_id, instance, JobKind.SNAPSHOT, ask)
+
+    @_answered("rebuild_instance")
+    def rebuild_instance(self, caller: RequestContext, arguments: Mapping[str, Any]) -> Job:
+        """Make an instance's disk anew of an image (RebuildCall)."""
+        call = RebuildCall.from_wire(arguments)
+        instance = self._visibility.instance(caller, call.instance.uuid, rebuilds.RULE)
+        wish = RebuildWish(image_id=call.image_id)
+
+        def ask() -> Job:
+            is_admin = self._authorizer.is_admin(caller)
+            powers.require_unlocked(instance, is_admin=is_admin)
+            with self._place():
+                return self._rebuilds.request(
+                    caller, instance, wish, is_admin=is_admin, job_id=call.job_id or None
+                )
+
+        return self._once(call.job_id, instance, JobKind.REBUILD, ask)
 
     pause_instance = _changes_power("pause_instance", lambda _: powers.PAUSE)
     unpause_instance = _changes_power("unpause_instance", lambda _: powers.UNPAUSE)
@@ -168,7 +188,7 @@ class ServiceEndpoint:
     @contextmanager
     def _place(self) -> Iterator[None]:
         if not self._room.acquire(blocking=False):
-            raise TooManyRequests("Too many snapshots are being asked for at a time; try again.")
+            raise TooManyRequests("Too many images are being asked about at a time; try again.")
         try:
             yield
         finally:

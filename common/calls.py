@@ -10,7 +10,7 @@ import dataclasses
 import uuid
 
 from common.errors import MalformedMessage
-from common.messages import InstanceRef, PowerRequest, SnapshotOptions
+from common.messages import InstanceRef, PowerRequest, SnapshotOptions, require_uuid
 from common.states import JobState
 from common.wire import Message
 
@@ -54,6 +54,19 @@ class PowerCall(Message):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RebuildCall(Message):
+    """Arguments of `rebuild_instance`; without a `job_id` each call is a job of its own."""
+
+    instance: InstanceRef
+    image_id: str
+    job_id: str = ""
+
+    def __post_init__(self) -> None:
+        require_uuid("image_id", self.image_id)
+        _normalize_job_id(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JobCall(Message):
     """Arguments of `show_job` and `cancel_job`."""
 
@@ -89,7 +102,7 @@ class CallAnswer(Message):
     error: CallError | None = None
 
 
-def _normalize_job_id(call: SnapshotCall | PowerCall | JobCall) -> None:
+def _normalize_job_id(call: SnapshotCall | PowerCall | RebuildCall | JobCall) -> None:
     """Write the id as ledgers do: one id in two spellings is one job."""
     if call.job_id:
         try:

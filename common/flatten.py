@@ -16,12 +16,13 @@ the whole image (OSSA-2024-001, OSSA-2024-002).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from oslo_utils import uuidutils
@@ -34,14 +35,17 @@ from common.glance import Image, ImageNotFound, ImageService
 LOG = logging.getLogger(__name__)
 
 PARENT_PROPERTY = "stillframe_parent"
-_SHA512_PROPERTY = "stillframe_sha512"
+SHA512_PROPERTY = "stillframe_sha512"
 #: Properties that the whole does not take over from the increment.
-_NOT_OF_THE_WHOLE = (PARENT_PROPERTY, "stillframe_chain_length", _SHA512_PROPERTY)
+_NOT_OF_THE_WHOLE = (PARENT_PROPERTY, "stillframe_chain_length", SHA512_PROPERTY)
 #: Images of one chain, the full one included: qemu-img has them all open at once.
 MAX_CHAIN = 200
 _FORMAT = "qcow2"
 _CHUNK_BYTES = 1 << 20
 _MIB = 1 << 20
+
+#: Writes an image's data to a new file, or raises.
+Fetch = Callable[[Image, Path], object]
 
 
 class BrokenChain(JobFailed):
@@ -57,13 +61,13 @@ class ForeignParent(BrokenChain):
 
 
 class UnsafeImage(JobFailed):
-    """An image's content is not the plain qcow2 that its record claims."""
+    """An image's content is not what its record claims, or is more than a disk's content."""
 
     code = "unsafe_image"
 
 
 class NoRoom(JobFailed):
-    """The temporary directory cannot take the images."""
+    """Where images are fetched to cannot take them."""
 
     code = "no_room"
 
@@ -93,20 +97,18 @@ def chain_of(images: ImageService, image_id: str) -> list[Image]:
     return chain
 
 
-def fetch_chain(images: ImageService, chain: list[Image], directory: Path) -> Path:
+def fetch_chain(chain: list[Image], directory: Path, fetch: Fetch) -> Path:
     """Fetch the images of a chain into `directory`; return the topmost file, tied to the rest.
 
-    The directory is private (0700) and has room for all of them. Raises NoRoom,
-    VerifyFailed (the bytes are not those that were uploaded), UnsafeImage,
-    BrokenChain, ImageServiceUnavailable and QemuImgError.
+    The directory is private (0700) and has room for all of them. `fetch` writes an
+    image to the path that it is given, and checks that these are the bytes that
+    Glance hashed. Raises UnsafeImage, BrokenChain, QemuImgError, and what `fetch` raises.
     """
-    _require_room(directory, sum(image.size_bytes or 0 for image in chain), chain[0])
     below: Path | None = None
     virtual_bytes = None
     for image in reversed(chain):
         path = directory / image.id
-        LOG.info("Fetching image %s (%d bytes)", image.id, image.size_bytes or 0)
-        _fetch(images, image, path)
+        fetch(image, path)
         size = _inspect(image, path)
         if size != (virtual_bytes or size):
             # An increment is only made of a disk that kept its size.
@@ -200,6 +202,7 @@ def _require_room(directory: Path, needed_bytes: int, image: Image) -> None:
 
 
 def _fetch(images: ImageService, image: Image, path: Path) -> None:
+    LOG.info("Fetching image %s (%d bytes)", image.id, image.size_bytes or 0)
     digest, fetched = hashlib.sha512(), 0
     try:
         with path.open("xb") as file:
@@ -223,7 +226,7 @@ def _fetch(images: ImageService, image: Image, path: Path) -> None:
     for what, found, told in (
         ("size", fetched, image.size_bytes),
         ("os_hash_value", sha512, image.hash_value if hashed else sha512),
-        (_SHA512_PROPERTY, sha512, image.properties.get(_SHA512_PROPERTY, sha512)),
+        (SHA512_PROPERTY, sha512, image.properties.get(SHA512_PROPERTY, sha512)),
     ):
         if found != told:
             raise VerifyFailed(
@@ -251,8 +254,9 @@ def _inspect(image: Image, path: Path) -> int:
 
 def _make_whole(images: ImageService, chain: list[Image], directory: Path) -> Path:
     whole = directory / "whole"
+    _require_room(directory, sum(image.size_bytes or 0 for image in chain), chain[0])
     try:
-        top = fetch_chain(images, chain, directory)
+        top = fetch_chain(chain, directory, functools.partial(_fetch, images))
         # A small file can claim to hold any amount of data, and never fill the disk.
         most_bytes = qemu_img.measure(top, _FORMAT, _FORMAT)
         _require_room(directory, most_bytes, chain[0])
@@ -280,7 +284,7 @@ def _publish(images: ImageService, increment: Image, whole: Path) -> str:
         LOG.info("Uploading image %s (%d bytes)", new_id, len(body))
         images.upload(new_id, body)
         _verify(images, new_id, body)
-        images.update(new_id, {_SHA512_PROPERTY: body.sha512})
+        images.update(new_id, {SHA512_PROPERTY: body.sha512})
     except BaseException:
         images.delete(new_id)
         raise

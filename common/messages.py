@@ -36,7 +36,10 @@ HISTORY = {
         " pause_instance, unpause_instance, start_instance, stop_instance, reboot_instance,"
         " show_job, cancel_job"
     ),
-    "1.4": "create_instance, delete_instance, verify_image; a host tells its free disk",
+    "1.4": (
+        "rebuild_instance, on both topics; create_instance, delete_instance, verify_image;"
+        " a host tells its free disk"
+    ),
 }
 
 
@@ -156,6 +159,34 @@ class PowerRequest(Message):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RebuildRequest(Message):
+    """Arguments of `rebuild_instance`: the root disk is made anew of the image `image_id`.
+
+    Without a `job_id` each cast is a job of its own.
+    """
+
+    instance: InstanceRef
+    image_id: str
+    kind: typing.ClassVar[JobKind] = JobKind.REBUILD
+
+    job_id: str = ""
+    deadline: float | None = None
+    #: The guest runs afterwards; None: if it runs now.
+    start: bool | None = None
+    #: MB/s at which the image may be fetched, below the host's own limit; None or 0 is none.
+    bandwidth_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("instance.uuid", self.instance.uuid), ("image_id", self.image_id)):
+            require_uuid(name, value)
+        _require_limit("bandwidth_limit", self.bandwidth_limit)
+        if self.job_id:
+            require_uuid("job_id", self.job_id)
+        else:
+            object.__setattr__(self, "job_id", str(uuid.uuid4()))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CreateRequest(Message):
     """Arguments of `create_instance`: make an instance whose disk is an image's.
 
@@ -221,12 +252,14 @@ class VerifyRequest(Message):
 
 
 #: What an agent can be asked for.
-JobRequest = SnapshotRequest | PowerRequest | CreateRequest | DeleteRequest | VerifyRequest
+JobRequest = (
+    SnapshotRequest | PowerRequest | RebuildRequest | CreateRequest | DeleteRequest | VerifyRequest
+)
 
 #: Requests of their own shape, by kind.
-_OWN_REQUESTS: dict[JobKind, type[CreateRequest | DeleteRequest | VerifyRequest]] = {
-    one.kind: one for one in (CreateRequest, DeleteRequest, VerifyRequest)
-}
+_OWN_REQUESTS: dict[
+    JobKind, type[RebuildRequest | CreateRequest | DeleteRequest | VerifyRequest]
+] = {one.kind: one for one in (RebuildRequest, CreateRequest, DeleteRequest, VerifyRequest)}
 #: What asks for a job of a kind, where it is not `KIND_instance`.
 _METHODS = {JobKind.VERIFY: "verify_image"}
 

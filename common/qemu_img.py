@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from oslo_concurrency import processutils
@@ -32,6 +33,9 @@ _COMMIT_TIMEOUT_S = 3600
 _COMMIT_LIMITS = processutils.ProcessLimits(address_space=8 << 30, cpu_time=3600)
 #: A limit that a rounding reaches would end a sound image; this much fills no disk.
 _CONVERT_SLACK_BYTES = 16 << 20
+
+#: How soon a process is killed after it was told to stop.
+_LOOK_S = 0.1
 
 #: Exit status of `qemu-img check`: errors found; leaks found (harmless, space wasted).
 _CHECK_CORRUPT, _CHECK_LEAKED = 2, 3
@@ -119,6 +123,14 @@ def create_overlay(path: Path, *, backing_file: Path, backing_format: str, size_
     )
 
 
+def grow(path: Path, image_format: str, size_bytes: int) -> None:
+    """Make an image's virtual size larger; what is added reads as zeros. Raises QemuImgError."""
+    run(
+        ["resize", "-q", "-f", image_format, os.fspath(path), str(size_bytes)],
+        doing="growing a disk",
+    )
+
+
 def set_backing(path: Path, *, backing_file: Path, backing_format: str) -> None:
     """Write into an image what it lies on, and nothing else. Raises QemuImgError."""
     backing = os.path.abspath(os.fspath(backing_file))
@@ -201,16 +213,27 @@ def run(
     doing: str,
     timeout_s: int = _TIMEOUT_S,
     limits: processutils.ProcessLimits = _DESCRIBE_LIMITS,
+    exit_codes: Collection[int] = (0,),
+    stopped: threading.Event | None = None,
 ) -> str:
     """Run qemu-img and return its output; `doing` completes the error's sentence.
 
-    Raises QemuImgError; qemu-img's own words, which name paths, go to the log only.
+    It is killed when its time is up, and soon after `stopped` is set. Raises
+    QemuImgError, also if it exits with none of `exit_codes`; qemu-img's own words,
+    which name paths, go to the log only.
     """
     command = ["qemu-img", *arguments]
     environment = {**os.environ, "LC_ALL": "C"}
+    watch = _Watch(stopped or threading.Event())
     try:
         output, _ = processutils.execute(
-            *command, timeout=timeout_s, prlimit=limits, env_variables=environment
+            *command,
+            timeout=timeout_s,
+            prlimit=limits,
+            env_variables=environment,
+            check_exit_code=list(exit_codes),
+            on_execute=watch.begin,
+            on_completion=watch.end,
         )
     except processutils.ProcessExecutionError as error:
         LOG.error("%s: %s", " ".join(command), (error.stderr or "").strip())
@@ -219,6 +242,33 @@ def run(
         LOG.error("%s: %s", " ".join(command), error)
         raise QemuImgError(f"qemu-img could not be used while {doing}") from error
     return str(output)
+
+
+class _Watch:
+    """Sees to it that a process ends: processutils leaves one running whose time is up."""
+
+    def __init__(self, stopped: threading.Event) -> None:
+        self._stopped = stopped
+        self._ended = threading.Event()
+
+    def begin(self, process: subprocess.Popen[bytes]) -> None:
+        """Take a process that has just begun."""
+        threading.Thread(
+            target=self._kill_if_stopped, args=[process], name="qemu-img-watch", daemon=True
+        ).start()
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill a process that nobody waits for any more; one that has ended is fine."""
+        self._ended.set()
+        if process.returncode is None:
+            process.kill()
+            process.wait()
+
+    def _kill_if_stopped(self, process: subprocess.Popen[bytes]) -> None:
+        while not self._ended.wait(_LOOK_S):
+            if self._stopped.is_set():
+                process.kill()
+                return
 
 
 def _image_info(described: dict[str, Any]) -> ImageInfo:

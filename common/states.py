@@ -83,16 +83,22 @@ class JobKind(enum.StrEnum):
     DELETE = "delete"
     #: Boots an image in an instance that nobody sees, to find whether it does.
     VERIFY = "verify"
+    REBUILD = "rebuild"
 
 
 #: What makes an image; the others leave a job's image ids empty.
 IMAGE_KINDS = frozenset({JobKind.SNAPSHOT})
+#: What gives an instance another disk, made of an image.
+DISK_KINDS = frozenset({JobKind.REBUILD})
 #: What only changes the power state.
 POWER_KINDS = frozenset(
     {JobKind.PAUSE, JobKind.UNPAUSE, JobKind.START, JobKind.STOP, JobKind.REBOOT}
 )
 #: Done in moments, whatever images are at work; one that was interrupted is simply done again.
 QUICK_KINDS = POWER_KINDS | {JobKind.DELETE}
+
+#: Nova rebuilds instances in these vm states and answers 409 in the others.
+REBUILD_VM_STATES = frozenset({VmState.ACTIVE, VmState.STOPPED, VmState.ERROR})
 
 #: What an instance is first shown to be at.
 FIRST_TASK_STATE: dict[JobKind, TaskState] = {
@@ -106,6 +112,7 @@ FIRST_TASK_STATE: dict[JobKind, TaskState] = {
     JobKind.DELETE: TaskState.DELETING,
     # No instance of anybody's shows it.
     JobKind.VERIFY: TaskState.SPAWNING,
+    JobKind.REBUILD: TaskState.REBUILDING,
 }
 
 

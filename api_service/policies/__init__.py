@@ -107,6 +107,7 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
             (f"{_SERVERS}:start", "Start a server.", "os-start"),
             (f"{_SERVERS}:stop", "Stop a server.", "os-stop"),
             (f"{_SERVERS}:reboot", "Reboot a server.", "reboot"),
+            (f"{_SERVERS}:rebuild", "Make a server's disk anew of an image.", "rebuild"),
             ("os_compute_api:os-lock-server:lock", "Lock a server.", "lock"),
             ("os_compute_api:os-lock-server:unlock", "Unlock a server.", "unlock"),
         )

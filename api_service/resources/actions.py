@@ -10,10 +10,13 @@ from typing import Any
 import falcon
 from jsonschema import Draft202012Validator
 
-from api_service import powers, schemas
+from api_service import powers, rebuilds, schemas, views
 from api_service.errors import BadRequest, Forbidden
 from api_service.microversions import Version
+from api_service.rebuilds import RebuildWish
+from api_service.resources.servers import FIELDS
 from api_service.resources.services import Resource
+from api_service.schemas.rebuild import rebuild, require_possible
 from api_service.snapshots import SnapshotWish
 from common.states import LockedBy
 
@@ -63,6 +66,27 @@ class ServerAction(Resource):
             asked.response.media = {"image_id": job.image_id}
         else:
             asked.response.location = f"{self.base_url(asked.request)}/images/{job.image_id}"
+
+    def rebuild(self, asked: Asked) -> None:
+        """Make its disk anew of an image, and answer with the server as it is from now on."""
+        schemas.validate(rebuild(asked.request.context.version), asked.body)
+        wanted = asked.body["rebuild"]
+        require_possible(wanted)
+        instance = self.visible_instance(asked.request, asked.server_id, rebuilds.RULE)
+        caller = self.caller(asked.request)
+        is_admin = self.services.authorizer.is_admin(caller)
+        powers.require_unlocked(instance, is_admin=is_admin)
+        wish = RebuildWish(
+            image_id=wanted["imageRef"],
+            changes={FIELDS[name]: value for name, value in wanted.items() if name in FIELDS},
+            metadata=wanted.get("metadata"),
+        )
+        job = self.services.rebuilds.request(caller, instance, wish, is_admin=is_admin)
+        changed = self.visible_instance(asked.request, asked.server_id, rebuilds.RULE)
+        self.services.dispatcher.poke(job.id)
+        body = views.rebuilt_server(changed, self.viewer(asked.request))
+        asked.response.media = {"server": body}
+        asked.response.location = body["links"][0]["href"]
 
     def reboot(self, asked: Asked) -> None:
         """Switch it off and on again."""
@@ -148,5 +172,5 @@ ACTIONS: dict[str, Action] = {
     "unlock": ServerAction.unlock,
     "os-resetState": ServerAction.reset_state,
     "createBackup": _refused("This cloud takes no backups yet; createImage takes a snapshot."),
-    "rebuild": _refused("This cloud rebuilds no servers yet."),
+    "rebuild": ServerAction.rebuild,
 }

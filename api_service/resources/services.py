@@ -15,6 +15,7 @@ from api_service.lifecycle import Lifecycle
 from api_service.policies import Authorizer
 from api_service.powers import Powers
 from api_service.quotas import Rates, Streams
+from api_service.rebuilds import Rebuilds
 from api_service.snapshots import Snapshots
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
@@ -36,6 +37,7 @@ class Services:
     snapshots: Snapshots
     powers: Powers
     lifecycle: Lifecycle
+    rebuilds: Rebuilds
     overrides: Overrides
     dispatcher: Dispatcher
     visibility: Visibility

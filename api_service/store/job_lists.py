@@ -14,7 +14,10 @@ from sqlalchemy.orm import Session
 from api_service.errors import OverQuota
 from api_service.store.models import JobRow, ProjectRow
 from api_service.store.records import NewJob
-from common.states import IMAGE_KINDS, OPEN, JobKind, JobState
+from common.states import OPEN, POWER_KINDS, JobKind, JobState
+
+#: What the quota counts: a server can be stopped whatever else waits.
+_COUNTED = frozenset(JobKind) - POWER_KINDS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,7 @@ def require_room(session: Session, new: NewJob) -> None:
         # Another may add it first: DBDuplicateEntry, and the whole is done anew.
         session.flush()
     held = select(func.count()).where(
-        JobRow.project_id == project_id, JobRow.state.in_(OPEN), JobRow.kind.in_(IMAGE_KINDS)
+        JobRow.project_id == project_id, JobRow.state.in_(OPEN), JobRow.kind.in_(_COUNTED)
     )
     if session.scalar(held) >= new.max_open:  # type: ignore[operator] # a count is a number
         raise OverQuota(

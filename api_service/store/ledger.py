@@ -23,6 +23,7 @@ from common import clock
 from common.errors import InstanceBusy, InstanceNotFound
 from common.reports import JobAccepted, JobOutcome, JobProgress
 from common.states import (
+    DISK_KINDS,
     ENDED,
     EVENT_OF_OUTCOME,
     FIRST_TASK_STATE,
@@ -135,8 +136,12 @@ class Ledger:
             total = total or outcome.size_bytes or 0
             # The image may be another than was asked for, if the first failed its verification.
             values |= {"bytes_done": total, "bytes_total": total, "image_id": outcome.image_id}
+        shown: dict[str, Any] = {}
+        if outcome.state is JobState.DONE and outcome.kind in DISK_KINDS:
+            # At once, not with the next report: whoever waits for the job looks now.
+            shown["image_ref"] = outcome.image_id
         return self._end(
-            outcome.job_id, EVENT_OF_OUTCOME[outcome.state], values, outcome.power_state
+            outcome.job_id, EVENT_OF_OUTCOME[outcome.state], values, outcome.power_state, shown
         )
 
     def fail(self, job_id: str, reason: str, reason_code: str) -> Job | None:
@@ -210,8 +215,9 @@ class Ledger:
                 project_id=instance.project_id if instance else report.instance.project_id,
                 user_id=context.get("user") or report.instance.user_id,
                 host=report.host,
-                image_id=report.image_id,
-                options={},
+                # Empty of an image that was only read: what a failed job has made is removed.
+                image_id=report.image_id if report.kind in IMAGE_KINDS else "",
+                options=records.options_of(report),
                 context=context,
                 castable=False,
                 created_at=now,
@@ -261,6 +267,7 @@ class Ledger:
         event: JobEvent,
         values: dict[str, Any],
         power_state: PowerState | None = None,
+        also_shown: dict[str, Any] | None = None,
     ) -> Job | None:
         ended = {
             "finished_at": clock.now(),
@@ -269,7 +276,7 @@ class Ledger:
             # Until somebody has seen to it: Glance may be away now.
             "discard_image": event is not JobEvent.FINISH,
         }
-        shown: dict[str, Any] = {"task_state": None}
+        shown: dict[str, Any] = {"task_state": None, **(also_shown or {})}
         if power_state is not None:
             # At once, not with the next report: whoever waits for the job looks now.
             vm_state = str(VM_STATE_OF_POWER_STATE[power_state])

@@ -15,8 +15,16 @@ from sqlalchemy import Row
 from api_service.store.models import AgentRow, InstanceRow, JobRow
 from common import clock
 from common.messages import InstanceRef
-from common.reports import CaptureFigures, DiskImage, Flavor, Hypervisor, StepTime
-from common.states import JobKind, JobState, PowerState, VmState
+from common.reports import (
+    CaptureFigures,
+    DiskImage,
+    Flavor,
+    Hypervisor,
+    JobAccepted,
+    JobOutcome,
+    StepTime,
+)
+from common.states import DISK_KINDS, JobKind, JobState, PowerState, VmState
 
 _ID_MAX = 36
 
@@ -213,6 +221,11 @@ def job(row: JobRow) -> Job:
     fields["steps"] = tuple(StepTime.from_wire(step) for step in row.steps)
     fields["images"] = tuple(DiskImage.from_wire(image) for image in row.images or ())
     return Job(**fields)
+
+
+def options_of(report: JobAccepted | JobOutcome) -> dict[str, Any]:
+    """Return what a report tells of what an agent was asked for by somebody else."""
+    return {"image_id": report.image_id} if report.kind in DISK_KINDS else {}
 
 
 def _fields_of(kind: type[Any], row: object, but: Collection[str] = frozenset()) -> dict[str, Any]:

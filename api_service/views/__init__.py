@@ -24,6 +24,7 @@ from api_service.views.jobs import event_id, job, percent
 from api_service.views.servers import (
     STATUSES,
     created_server,
+    rebuilt_server,
     server,
     server_summary,
     states_of,
@@ -53,6 +54,7 @@ __all__ = [
     "job",
     "our_version_document",
     "percent",
+    "rebuilt_server",
     "request_id_of",
     "server",
     "server_summary",

@@ -37,6 +37,8 @@ STATUSES = frozenset(
     """.split()  # noqa: SIM905 # as words it can be read
 )
 
+#: What Nova repeats from a rebuild's request; here there is nothing to repeat.
+_REBUILD_KEYS = ((Version(2, 54), "key_name"), (Version(2, 57), "user_data"))
 _WHOLE_ANSWER = Version(2, 75)
 _IMAGE_PROPERTIES = Version(2, 98)
 #: What Nova's own schema lets stand there.
@@ -114,6 +116,15 @@ def _why_broken(instance: Instance) -> str:
     if not instance.in_error:
         return "The guest has crashed."
     return instance.fault or "An administrator holds the instance to be broken."
+
+
+def rebuilt_server(instance: Instance, viewer: Viewer) -> dict[str, Any]:
+    """Return the body that answers a rebuild: an update's, and what it may have changed."""
+    body = updated_server(instance, viewer)
+    for since, name in _REBUILD_KEYS:
+        if viewer.version >= since:
+            body[name] = None
+    return body
 
 
 def _always(instance: Instance, viewer: Viewer) -> dict[str, Any]:

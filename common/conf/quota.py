@@ -13,7 +13,7 @@ OPTS = [
         default=100,
         min=-1,
         help="""
-Jobs that make images (snapshots) and that one project may have waiting or at
+Jobs that make images or disks (snapshots, rebuilds) and that one project may have waiting or at
 work; a request beyond is refused with 403. Changes of power are not counted: a
 server can be stopped whatever else waits. -1 is no limit.
 """,

@@ -24,6 +24,7 @@ from api_service.policies import Authorizer
 from api_service.powers import Powers
 from api_service.quotas import Quotas, Rates, Streams
 from api_service.reaper import Reaper
+from api_service.rebuilds import Rebuilds
 from api_service.resources.services import Services
 from api_service.snapshots import Snapshots
 from api_service.status import StatusEndpoint
@@ -200,6 +201,14 @@ class Cloud:
                 accept_timeout_s=ACCEPT_TIMEOUT_S,
                 quotas=self.quotas,
                 flavors=self.flavors,
+            ),
+            rebuilds=Rebuilds(
+                ledger=self.ledger,
+                overrides=overrides,
+                agents=self.agents,
+                images=self.images,
+                accept_timeout_s=ACCEPT_TIMEOUT_S,
+                quotas=self.quotas,
             ),
             dispatcher=self.dispatcher,
             health_checks=self.health,

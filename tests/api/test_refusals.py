@@ -18,7 +18,6 @@ REFUSED = [
         "/servers/{uuid}/action",
         {"createBackup": {"name": "b", "backup_type": "daily", "rotation": 1}},
     ),
-    ("POST", "/servers/{uuid}/action", {"rebuild": {"imageRef": "x"}}),
 ]
 
 

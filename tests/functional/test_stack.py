@@ -6,13 +6,24 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 
+from tools.stack.glance import Glance
 from tools.stack.guest import Guest, GuestWish
 from tools.stack.libvirtd import Libvirtd
 from tools.stack.process import Process, kept_port
+
+_UPLOADS = 8
+_ADMIN = {
+    "X-User-Id": "u",
+    "X-Tenant-Id": "p",
+    "X-Roles": "admin",
+    "X-Identity-Status": "Confirmed",
+}
 
 
 def _exists(pid: int) -> bool:
@@ -65,3 +76,28 @@ def test_a_daemon_that_ended_is_not_ready_though_something_answers(tmp_path: Pat
     process.stop()
     with pytest.raises(RuntimeError, match="ended at its start"):
         process.wait_until(lambda: True, timeout_s=5)
+
+
+def test_glance_bears_a_burst_of_uploads(tmp_path: Path, glance_venv: Path) -> None:
+    glance = Glance(tmp_path / "glance", glance_venv)
+
+    def upload(number: int) -> tuple[int, str]:
+        url = f"{glance.endpoint}/v2/images"
+        body = {"name": f"burst-{number}", "disk_format": "raw", "container_format": "bare"}
+        image = requests.post(url, json=body, headers=_ADMIN, timeout=60).json()["id"]
+        reply = requests.put(
+            f"{url}/{image}/file",
+            data=iter([bytes(65536)] * 4),
+            headers={**_ADMIN, "Content-Type": "application/octet-stream"},
+            timeout=60,
+        )
+        shown = requests.get(f"{url}/{image}", headers=_ADMIN, timeout=60).json()
+        return reply.status_code, shown["status"]
+
+    try:
+        glance.start()
+        with ThreadPoolExecutor(_UPLOADS) as pool:
+            uploaded = set(pool.map(upload, range(_UPLOADS)))
+    finally:
+        glance.stop()
+    assert uploaded == {(204, "active")}

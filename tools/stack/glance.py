@@ -22,7 +22,7 @@ transport_url = fake://
 log_file = {here}/glance.log
 worker_self_reference_url = http://127.0.0.1:{port}
 [database]
-connection = sqlite:///{here}/glance.sqlite
+connection = sqlite:///{here}/glance.sqlite?timeout=60
 [glance_store]
 default_backend = file
 [file]

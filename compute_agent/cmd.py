@@ -33,6 +33,8 @@ from compute_agent.journal import Journal
 from compute_agent.power import Powers
 from compute_agent.recovery import Recovery
 from compute_agent.reporter import Reporter
+from compute_agent.restore.model import RestoreSettings
+from compute_agent.restore.restorer import Restorer
 from compute_agent.sentinel import Sentinel
 from compute_agent.stream.throttle import Throttle
 from compute_agent.tools import Settings, Tools
@@ -48,6 +50,7 @@ _CALL_TIMEOUT_S = 30.0
 _REPORT_TIMEOUT_S = 5.0
 _MB = 10**6
 _MIB = 1 << 20
+_GIB = 1 << 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,6 +92,7 @@ class Agent:
             directories=directories,
             throttle=self.throttle,
             sentinel=sentinel,
+            restorer=_restorer(settings, images, self.throttle),
             settings=_snapshot_settings(settings),
         )
         self.pipeline = snapshot.Pipeline(tools)
@@ -243,6 +247,23 @@ def _announcer(
         full_every=settings.agent.full_report_every,
         default_owner=owner,
         open_jobs=journal.open_job_ids,
+    )
+
+
+def _restorer(settings: cfg.ConfigOpts, images: ImageService, throttle: Throttle) -> Restorer:
+    options = settings.restore
+    return Restorer(
+        images,
+        throttle,
+        RestoreSettings(
+            formats=frozenset(options.formats),
+            max_virtual_bytes=options.max_size * _GIB,
+            min_free_bytes=options.min_free * _MIB,
+            retries=settings.glance.num_retries,
+            qemu_img_memory_bytes=options.qemu_img_memory * _MIB,
+            qemu_img_timeout_s=options.qemu_img_timeout,
+            progress_log_interval_s=settings.agent.progress_log_interval,
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from compute_agent.capture.workspace import Directories
 from compute_agent.guest.connection import Hypervisor
 from compute_agent.increments import Increments
 from compute_agent.journal import Journal
+from compute_agent.restore.restorer import Restorer
 from compute_agent.sentinel import Sentinel
 from compute_agent.stream.throttle import Throttle
 
@@ -51,6 +52,7 @@ class Tools:
     directories: Directories
     throttle: Throttle
     sentinel: Sentinel
+    restorer: Restorer
     settings: Settings
     reservations: Reservations = dataclasses.field(default_factory=Reservations)
     #: Held by whoever gives back what an ended job had to leave.

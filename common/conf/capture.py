@@ -125,7 +125,10 @@ undone before the guest notices.
         default=200,
         min=0,
         mutable=True,
-        help="MB/s that all jobs of a host read from its disks together; 0 is no limit.",
+        help="""
+MB/s that all jobs of a host read together, from its disks and from the images that
+disks are made of; 0 is no limit.
+""",
     ),
     cfg.StrOpt(
         "bandwidth_mode",

@@ -111,5 +111,6 @@ def tools_of(stage: Any, journal: Journal, directory: Path, settings: Settings =
         directories=Directories(scratch=directory, sockets=directory),
         throttle=stage,
         sentinel=stage,
+        restorer=stage,
         settings=settings,
     )

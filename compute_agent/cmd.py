@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
+import re
 import sys
 import uuid
 from collections.abc import Sequence
@@ -25,19 +27,23 @@ from compute_agent import release, snapshot
 from compute_agent.announcer import Announcer
 from compute_agent.capture.workspace import Directories
 from compute_agent.endpoint import Endpoint
+from compute_agent.guest import accelerator
 from compute_agent.guest.connection import Hypervisor
 from compute_agent.guest.metadata import Owner
 from compute_agent.increments import Increments
-from compute_agent.jobs import Jobs
+from compute_agent.jobs import Jobs, Runner
 from compute_agent.journal import Journal
+from compute_agent.places import Places
 from compute_agent.power import Powers
 from compute_agent.recovery import Recovery
 from compute_agent.reporter import Reporter
 from compute_agent.restore.model import RestoreSettings
 from compute_agent.restore.restorer import Restorer
 from compute_agent.sentinel import Sentinel
+from compute_agent.spawn import Spawns
 from compute_agent.stream.throttle import Throttle
 from compute_agent.tools import Settings, Tools
+from compute_agent.trial import Trials, TrialSettings
 
 LOG = logging.getLogger(__name__)
 
@@ -97,18 +103,27 @@ class Agent:
         )
         self.pipeline = snapshot.Pipeline(tools)
         self.powers = Powers(tools, shutdown_timeout_s=settings.shutdown_timeout)
+        births = _Births(settings, tools)
         self.jobs = jobs = Jobs(
-            {JobKind.SNAPSHOT: self.pipeline.run} | dict.fromkeys(POWER_KINDS, self.powers.run),
+            {JobKind.SNAPSHOT: self.pipeline.run}
+            | births.runners
+            | dict.fromkeys(POWER_KINDS, self.powers.run),
             host=settings.host,
             limit=settings.max_concurrent_snapshots,
             reports=self.reporter,
         )
         endpoint = Endpoint(host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter)
         recovery = Recovery(
-            self.pipeline.recover, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter
+            {JobKind.SNAPSHOT: self.pipeline.recover} | births.undo,
+            host=settings.host,
+            tools=tools,
+            jobs=jobs,
+            reports=self.reporter,
+            sweep=births.sweep,
         )
         server = _server(settings, transport, endpoint)
         self.announcer = _announcer(settings, transport, self.hypervisor, journal, agent_id)
+        self.announcer.free_disk_gib = births.places.free_disk_gib
         self.hypervisor.on_change = self.announcer.changed
         self.hypervisor.on_undefined = self._instance_deleted
         self.hypervisor.on_io_error = jobs.instance_out_of_space
@@ -158,6 +173,39 @@ class Agent:
         self.increments.max_length = max_increments
         self.pipeline.use(snapshots)
         self.powers.shutdown_timeout_s = shutdown_s
+
+
+class _Births:
+    """What makes instances, ends them and tries images out; `runners` do it, by kind of job."""
+
+    def __init__(self, settings: cfg.ConfigOpts, tools: Tools) -> None:
+        group = settings.spawn
+        self.places = Places(root=Path(group.instances_directory))
+        self.places.make()
+        # Found out with the first instance, and only once.
+        virt_type = functools.cache(lambda: accelerator.virt_type(group.virt_type))
+        spawns = Spawns(tools, self.places, virt_type)
+        trials = Trials(tools, self.places, virt_type, _trial_settings(settings))
+        self.runners: dict[JobKind, Runner] = {
+            JobKind.CREATE: spawns.create,
+            JobKind.DELETE: spawns.delete,
+            JobKind.VERIFY: trials.verify,
+        }
+        self.undo = {JobKind.CREATE: spawns.recover, JobKind.VERIFY: trials.recover}
+        self.sweep = spawns.sweep
+
+
+def _trial_settings(settings: cfg.ConfigOpts) -> TrialSettings:
+    group = settings.spawn
+    try:
+        marker = re.compile(group.verify_marker)
+    except re.error as error:
+        raise ConfigurationError(
+            f"[spawn] verify_marker is no regular expression: {error}"
+        ) from None
+    return TrialSettings(
+        memory_mib=group.verify_memory, timeout_s=group.verify_timeout, marker=marker
+    )
 
 
 def _only_agent_of(state_path: Path, host: str) -> IO[str]:

@@ -22,9 +22,16 @@ from common.errors import (
     StillframeError,
     UnsupportedRpcVersion,
 )
-from common.messages import InstanceRef, JobAdjust, JobCancel, JobRequest, request_from_wire
+from common.messages import (
+    InstanceRef,
+    JobAdjust,
+    JobCancel,
+    JobRequest,
+    method_of,
+    request_from_wire,
+)
 from common.reports import JobAccepted, JobOutcome
-from common.states import JobKind, JobState
+from common.states import IMAGE_KINDS, JobKind, JobState
 from common.wire import Message
 from compute_agent.jobs import Jobs
 from compute_agent.journal import Journal, JournalUnavailable
@@ -33,7 +40,7 @@ from compute_agent.reporter import Reporter
 LOG = logging.getLogger(__name__)
 
 #: What a method that makes a job makes one of.
-_KINDS = {f"{kind}_instance": kind for kind in JobKind}
+_KINDS = {method_of(kind): kind for kind in JobKind}
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -71,6 +78,18 @@ class Endpoint:
         """Switch `instance` off and on again, as `reboot_type` says."""
         self._take(caller, JobKind.REBOOT, arguments)
 
+    def create_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Make `instance` of the image `image_id` (see CreateRequest)."""
+        self._take(caller, JobKind.CREATE, arguments)
+
+    def delete_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """End `instance`, its disks and all (see DeleteRequest)."""
+        self._take(caller, JobKind.DELETE, arguments)
+
+    def verify_image(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Try out the image `image_id` (see VerifyRequest)."""
+        self._take(caller, JobKind.VERIFY, arguments)
+
     def cancel_job(self, _caller: context.RequestContext, **arguments: Any) -> None:
         """End a job soon and undo what it did (see JobCancel); its outcome is reported."""
         message = self._read(JobCancel, arguments)
@@ -100,7 +119,7 @@ class Endpoint:
         try:
             request = request_from_wire(kind, arguments)
         except MalformedMessage as error:
-            LOG.error("Refused a malformed %s_instance: %s", kind, error)
+            LOG.error("Refused a malformed %s: %s", method_of(kind), error)
             self._refuse(caller, kind, arguments, error)
             return
         caller.resource_uuid = request.instance.uuid
@@ -135,7 +154,7 @@ class Endpoint:
             "Accepted job %s: %s%s, asked by user %s of project %s",
             request.job_id,
             request.kind,
-            f" to image {request.image_id}" if request.image_id else "",
+            f" to image {request.image_id}" if request.kind in IMAGE_KINDS else "",
             caller.user_id,
             caller.project_id,
         )

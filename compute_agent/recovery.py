@@ -12,12 +12,12 @@ ends in `error` with its reason; one whose image was already published ends in
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from common import context
 from common.errors import JobInterrupted
-from common.states import POWER_KINDS
+from common.states import IMAGE_KINDS, QUICK_KINDS, JobKind
 from compute_agent import release, take_up
 from compute_agent.capture.workspace import Workspace
 from compute_agent.increments import give_up_all
@@ -29,20 +29,22 @@ LOG = logging.getLogger(__name__)
 
 
 class Recovery:
-    """A service that does its work in `start`; `undo` is the pipeline's own (snapshot.recover)."""
+    """A service that does its work in `start`; `undo` says for each kind of job what undoes it."""
 
     name = "recovery"
 
     def __init__(
         self,
-        undo: Callable[[Job], bool],
+        undo: Mapping[JobKind, Callable[[Job], bool]],
         *,
         host: str,
         tools: Tools,
         jobs: Jobs,
         reports: Reports,
+        sweep: Callable[[frozenset[str]], None] = lambda _: None,
     ) -> None:
         self._undo = undo
+        self._sweep = sweep
         self._host = host
         self._tools = tools
         self._journal = tools.journal
@@ -60,6 +62,7 @@ class Recovery:
         for entry in entries:
             if entry not in going_on:
                 self._end(entry)
+        self._sweep(frozenset(entry.request.instance.uuid for entry in going_on))
         # QEMU may still write into the scratch of a job that is open on its guest.
         in_use = [*self._journal.unreleased(), *going_on]
         self._remove_leftovers(keep=[self._directories.of_job(one.job_id) for one in in_use])
@@ -78,7 +81,7 @@ class Recovery:
     def _goes_on(self, entry: Entry) -> bool:
         """Tell whether a job has not begun yet, is done in moments, or its view still stands."""
         try:
-            is_quick = entry.request.kind in POWER_KINDS
+            is_quick = entry.request.kind in QUICK_KINDS
             return entry.step is None or is_quick or take_up.stands(self._tools, entry)
         except Exception:
             LOG.exception("Job %s cannot be gone on with", entry.job_id)
@@ -86,7 +89,7 @@ class Recovery:
 
     def _end(self, entry: Entry) -> None:
         """Put one entry right and end its job."""
-        job = Job(entry, self._host, self._reports)
+        job, kind = Job(entry, self._host, self._reports), entry.request.kind
         with context.bound(job.context):
             LOG.warning(
                 "Job %s was interrupted in step %s by the end of the agent; putting it right",
@@ -94,13 +97,14 @@ class Recovery:
                 entry.step,
             )
             try:
-                was_published = self._undo(job)
+                was_published = self._undo[kind](job)
             except Exception:
                 # The journal may be another version's; the others must still get their turn.
                 LOG.exception("Job %s could not be put right", entry.job_id)
-                self._journal.mark_unreleased(entry.job_id)
+                if kind in IMAGE_KINDS:
+                    self._journal.mark_unreleased(entry.job_id)
                 was_published = entry.step == "release"
-            error = JobInterrupted("the compute agent ended during the snapshot")
+            error = JobInterrupted(f"the compute agent ended during the {kind}")
             job.finish(None if was_published else error)
 
     def _remove_leftovers(self, keep: list[Workspace]) -> None:

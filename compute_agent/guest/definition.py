@@ -81,14 +81,14 @@ def instance_metadata(
     instance = _element("instance")
     _add(instance, "name").text = _text(name)
     size = _add(instance, "flavor", name=_text(flavor.name))
-    for key, value in (
+    for key, figure in (
         ("memory", flavor.memory_mib),
         ("disk", flavor.disk_gib),
         ("vcpus", flavor.vcpus),
         ("ephemeral", flavor.ephemeral_gib),
         ("swap", flavor.swap_mib),
     ):
-        _add(size, key).text = str(value)
+        _add(size, key).text = str(figure)
     belongs = _add(instance, "owner")
     _add(belongs, "user", uuid=_text(owner.user_id)).text = _text(owner.user_name or "")
     _add(belongs, "project", uuid=_text(owner.project_id)).text = _text(owner.project_name or "")
@@ -175,8 +175,8 @@ def _element(name: str, **attributes: str) -> ET.Element:
     return ET.Element(f"{{{OUR_NAMESPACE}}}{name}", attributes)
 
 
-def _add(parent: ET.Element, name: str, **attributes: str) -> ET.Element:
-    return ET.SubElement(parent, f"{{{OUR_NAMESPACE}}}{name}", attributes)
+def _add(parent: ET.Element, tag: str, /, **attributes: str) -> ET.Element:
+    return ET.SubElement(parent, f"{{{OUR_NAMESPACE}}}{tag}", attributes)
 
 
 def _text(text: str) -> str:

@@ -21,13 +21,10 @@ from oslo_config import cfg
 from oslo_db import options as db_options
 from oslo_middleware.http_proxy_to_wsgi import HTTPProxyToWSGI
 
-from api_service import faults, flavor_table, health, identity, middleware
-from api_service.agent_client import AgentClient
+from api_service import faults, health, identity, middleware, server_parts
 from api_service.agents import Agents
 from api_service.dispatcher import Dispatcher
-from api_service.lifecycle import Lifecycle
 from api_service.notifications import Notifications
-from api_service.placement import Placement, Ratios
 from api_service.policies import Authorizer
 from api_service.powers import Powers
 from api_service.quotas import Quotas, Rates, Streams
@@ -68,13 +65,11 @@ from api_service.snapshots import Snapshots
 from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
-from api_service.store.lifecycles import Lifecycles
 from api_service.store.overrides import Overrides
 from api_service.visibility import Visibility
 from common import conf, notifier, rpc
 from common.errors import ConfigurationError
 from common.glance import ImageService
-from common.messages import COMPUTE_TOPIC, RPC_VERSION
 
 PROG = "stillframe-api"
 LOG_FILE = "n-api.log"
@@ -167,8 +162,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
     agents = Agents(inventory, settings.service_down_time)
     images = ImageService(conf.glance.settings(settings))
     transport = rpc.Transport(settings)
-    client = transport.client(topic=COMPUTE_TOPIC, version=RPC_VERSION, timeout_s=_RPC_TIMEOUT_S)
-    dispatcher = Dispatcher(ledger, AgentClient(client, agents.clock_offset_s))
+    dispatcher = server_parts.dispatcher_over(transport, ledger, agents)
     authorizer = Authorizer(settings)
     services = Services(
         authorizer=authorizer,
@@ -184,7 +178,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
             agents=agents,
             accept_timeout_s=settings.api.job_accept_timeout,
         ),
-        lifecycle=_lifecycle(settings, ledger, inventory, agents, images),
+        lifecycle=server_parts.make_lifecycle(settings, ledger, agents, images, _quotas(settings)),
         rebuilds=Rebuilds(
             ledger=ledger,
             overrides=overrides,
@@ -243,35 +237,6 @@ def _snapshots(
         images=images,
         accept_timeout_s=settings.api.job_accept_timeout,
         quotas=_quotas(settings),
-    )
-
-
-def _lifecycle(
-    settings: cfg.ConfigOpts,
-    ledger: Ledger,
-    inventory: Inventory,
-    agents: Agents,
-    images: ImageService,
-) -> Lifecycle:
-    group, most = settings.spawn, settings.quota.instances
-    ratios = Ratios(
-        cpu=group.cpu_allocation_ratio,
-        memory=group.ram_allocation_ratio,
-        reserved_memory_mib=group.reserved_host_memory,
-    )
-    return Lifecycle(
-        ledger=ledger,
-        lifecycles=Lifecycles(ledger.database),
-        inventory=inventory,
-        agents=agents,
-        placement=Placement(agents=agents, inventory=inventory, ratios=ratios),
-        images=images,
-        accept_timeout_s=settings.api.job_accept_timeout,
-        quotas=_quotas(settings),
-        most_instances=None if most < 0 else most,
-        flavors=flavor_table.read(group.flavors),
-        default_network=group.default_network,
-        deletes_announced=group.delete_announced,
     )
 
 

@@ -40,7 +40,7 @@ class Inventory:
     """What runs where; thread-safe."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     @retried
     def take(self, report: HostReport, is_up: Callable[[Agent], bool] = lambda _: False) -> bool:
@@ -50,7 +50,7 @@ class Inventory:
         `is_up`, still lives.
         """
         at = _time_of(report)
-        with self._database.write() as session:
+        with self.database.write() as session:
             is_new = _take_agent(session, report, at, is_up)
             if report.instances is not None:
                 known = _locked(session, [announced.uuid for announced in report.instances])
@@ -62,25 +62,25 @@ class Inventory:
 
     def agent(self, host: str) -> Agent | None:
         """Return an agent."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             row = session.get(AgentRow, host)
             return records.agent(row) if row else None
 
     def agents(self) -> list[Agent]:
         """Return every agent ever seen, by host."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             rows = session.scalars(select(AgentRow).order_by(AgentRow.host))
             return [records.agent(row) for row in rows]
 
     def instance(self, instance_uuid: str) -> Instance | None:
         """Return an instance that exists."""
-        with self._database.engine.connect() as connection:
+        with self.database.engine.connect() as connection:
             row = connection.execute(_ONE, {"uuid": instance_uuid}).one_or_none()
             return records.instance(row) if row else None
 
     def past_instance(self, instance_uuid: str) -> Instance | None:
         """Return an instance that exists, or did."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             row = session.get(InstanceRow, instance_uuid)
             return records.instance(row) if row else None
 
@@ -100,17 +100,17 @@ class Inventory:
             raise BadRequest("The database cannot match by that expression.") from error
 
     def _instances(self, query: InstanceQuery) -> list[Instance]:
-        with self._database.read_for(QUERY_MAX_S) as session:
+        with self.database.read_for(QUERY_MAX_S) as session:
             return [records.instance(row) for row in instance_lists.page(session, query)]
 
     def actions(self, query: ActionQuery) -> list[Job]:
         """Return one page of what was done to an instance, newest first."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             return [records.job(row) for row in action_lists.page(session, query)]
 
     def action(self, instance_uuid: str, request_id: str) -> Job | None:
         """Return what a request did to an instance."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             row = action_lists.of_request(session, instance_uuid, request_id)
             return records.job(row) if row else None
 
@@ -119,7 +119,7 @@ class Inventory:
         columns = (InstanceRow.host, InstanceRow.uuid, InstanceRow.name, InstanceRow.flavor)
         query = select(*columns).where(InstanceRow.deleted_at.is_(None))
         guests: dict[str, list[Guest]] = {}
-        with self._database.read() as session:
+        with self.database.read() as session:
             ordered = query.order_by(InstanceRow.name, InstanceRow.uuid)
             for host, uuid, name, flavor in session.execute(ordered):
                 guest = Guest(uuid=uuid, name=name, flavor=Flavor.from_wire(flavor))
@@ -129,7 +129,7 @@ class Inventory:
     def sizes_of_project(self, project_id: str) -> list[Flavor]:
         """Return the size of each instance of a project."""
         mine = (InstanceRow.project_id == project_id, InstanceRow.deleted_at.is_(None))
-        with self._database.read() as session:
+        with self.database.read() as session:
             found = session.scalars(select(InstanceRow.flavor).where(*mine))
             return [Flavor.from_wire(flavor) for flavor in found]
 
@@ -145,7 +145,7 @@ class Inventory:
             one_of_each = one_of_each.where(named == name)
         one_of_each = one_of_each.group_by(named)
         query = select(InstanceRow.flavor).where(InstanceRow.uuid.in_(one_of_each))
-        with self._database.read() as session:
+        with self.database.read() as session:
             found = session.scalars(query.order_by(named).limit(limit))
             return [Flavor.from_wire(flavor) for flavor in found]
 

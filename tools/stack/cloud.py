@@ -48,6 +48,7 @@ connection_uri = {libvirt_uri}
 [spawn]
 instances_directory = {here}/instances
 virt_type = {accelerator}
+flavors = m1.tiny:1/256/1
 verify_marker = guest: ready
 verify_memory = 256
 [capture]

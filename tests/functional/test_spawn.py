@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""New instances of snapshots run and hold their data; what fails, or is deleted, leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.functional.meddler import Meddler
+from tests.functional.snapshots import ADMIN, DEMO, TIMEOUT_S, Asked, ask, log_lines, wait_for
+from tools.stack.cloud import Cloud
+from tools.stack.guest import Guest
+
+BIN = Path(sys.executable).parent
+NewGuest = Callable[..., Guest]
+_BEAT = re.compile(r"^hb \d+ \d+ (\d+) \d+\s*$", re.MULTILINE)
+#: The machine's own code: mov dx, 0x604; mov ax, 0x2000; out dx, ax; hlt (ACPI: off).
+_SWITCHES_ITSELF_OFF = b"\xba\x04\x06\xb8\x00\x20\xef\xf4".ljust(510, b"\0") + b"\x55\xaa"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _unbounded(cloud: Cloud) -> Iterator[None]:
+    """Images come as fast as they do, and snapshots may be increments."""
+    cloud.reconfigure_agent("bandwidth_limit = 0", "checkpoints = true")
+    yield
+    cloud.reconfigure_agent()
+
+
+@pytest.fixture(scope="module")
+def snapshots(cloud: Cloud, running_guest: Guest) -> tuple[Asked, Asked, int]:
+    """A whole snapshot and an increment on it, and a record that both hold."""
+    record = running_guest.console.beats[-1][2]
+    whole = ask(cloud, running_guest, "whole", **{"stillframe:incremental": "true"})
+    assert whole.ended()["state"] == "done"
+    increment = ask(cloud, running_guest, "increment", **{"stillframe:incremental": "true"})
+    assert increment.ended()["images"][0]["chain_length"] == 1
+    return whole, increment, record
+
+
+def create(cloud: Cloud, image_id: str, name: str = "new") -> str:
+    """Ask for a server; return its id."""
+    server = {"name": name, "imageRef": image_id, "flavorRef": "m1.tiny", "networks": "none"}
+    url = f"{cloud.api_url}/v2.1/servers"
+    answer = requests.post(url, json={"server": server}, headers=DEMO, timeout=30)
+    assert answer.status_code == requests.codes.accepted, answer.text
+    server_id: str = answer.json()["server"]["id"]
+    return server_id
+
+
+def show(cloud: Cloud, server_id: str) -> dict[str, Any]:
+    found = cloud.get(f"/v2.1/servers/{server_id}")
+    return found["server"] if found else {}
+
+
+def delete(cloud: Cloud, server_id: str) -> None:
+    """Delete a server and wait until it is gone."""
+    url = f"{cloud.api_url}/v2.1/servers/{server_id}"
+    answer = requests.delete(url, headers=DEMO, timeout=30)
+    assert answer.status_code == requests.codes.no_content, answer.text
+    wait_for(lambda: not show(cloud, server_id), "the end of the server")
+
+
+def wait_for_status(cloud: Cloud, server_id: str, status: str) -> dict[str, Any]:
+    wait_for(lambda: show(cloud, server_id)["status"] != "BUILD", "a server that is made")
+    server = show(cloud, server_id)
+    assert server["status"] == status, server.get("fault")
+    return server
+
+
+def place(cloud: Cloud, server_id: str) -> Path:
+    return cloud.directory / "instances" / server_id
+
+
+def newest_heard(cloud: Cloud, server_id: str) -> int:
+    """Return the newest record that the server told of on its console; 0: none yet."""
+    text = (place(cloud, server_id) / "console.log").read_text(errors="replace")
+    return max(map(int, _BEAT.findall(text)), default=0)
+
+
+def left_of(cloud: Cloud, *server_ids: str) -> list[str]:
+    """Return what there is on the host of servers that there are not."""
+    domains = cloud.libvirtd.virsh("list", "--all", "--uuid").split()
+    files = [path.name for path in (cloud.directory / "instances").iterdir()]
+    return [one for one in server_ids if one in [*domains, *files]]
+
+
+def upload(cloud: Cloud, data: bytes, disk_format: str, **record: Any) -> str:
+    """Put an image into Glance; return its id."""
+    images = f"{cloud.glance.endpoint}/v2/images"
+    wanted = {
+        "name": "made",
+        "disk_format": disk_format,
+        "container_format": "bare",
+        "owner": "demo",
+        **record,
+    }
+    made = requests.post(images, json=wanted, timeout=30).json()
+    octets = {"Content-Type": "application/octet-stream"}
+    requests.put(f"{images}/{made['id']}/file", data=data, headers=octets, timeout=30)
+    image_id: str = made["id"]
+    return image_id
+
+
+def stock(cloud: Cloud, *arguments: str) -> str:
+    """Run the stock client; return what it prints, without what it warns of."""
+    done = subprocess.run(
+        [str(BIN / "openstack"), "--os-cloud", "stillframe-demo", *arguments],
+        env={**os.environ, "OS_CLIENT_CONFIG_FILE": str(cloud.clouds_file)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_stock_client_makes_a_server_of_a_snapshot_and_deletes_it(
+    cloud: Cloud, snapshots: tuple[Asked, Asked, int]
+) -> None:
+    whole, _, record = snapshots
+    said = stock(
+        cloud,
+        *("server", "create", "--wait", "--image", whole.image_id, "--flavor", "m1.tiny"),
+        *("--property", "why=a test", "-f", "value", "-c", "id", "back-again"),
+    )
+    (server_id,) = [line for line in said.split() if len(line) == len(str(uuid.uuid4()))]
+    server = show(cloud, server_id)
+    assert (server["status"], server["OS-EXT-STS:task_state"]) == ("ACTIVE", None)
+    assert (server["name"], server["metadata"]) == ("back-again", {"why": "a test"})
+    wait_for(lambda: newest_heard(cloud, server_id) >= record, "its data on its console")
+    # It is an instance like others: the host's own word agrees.
+    wait_for(lambda: show(cloud, server_id)["OS-EXT-SRV-ATTR:instance_name"], "its host's word")
+    assert not (place(cloud, server_id) / "fetched").exists()
+    stock(cloud, "server", "delete", "--wait", "back-again")
+    assert left_of(cloud, server_id) == []
+    assert whole.image() is not None
+
+
+def test_an_increment_becomes_a_whole_server(
+    cloud: Cloud, snapshots: tuple[Asked, Asked, int]
+) -> None:
+    _, increment, record = snapshots
+    server_id = create(cloud, increment.image_id)
+    wait_for_status(cloud, server_id, "ACTIVE")
+    wait_for(lambda: newest_heard(cloud, server_id) >= record, "its data on its console")
+    again = ask(cloud, show_guest(server_id), "of-the-new-one")  # type: ignore[arg-type]
+    delete(cloud, server_id)
+    assert left_of(cloud, server_id) == []
+    wait_for(lambda: again.image() is None, "the end of the snapshot of what is gone")
+
+
+class show_guest:  # noqa: N801
+    """A server that is known by its id alone."""
+
+    def __init__(self, uuid: str) -> None:
+        self.uuid = uuid
+
+
+def test_an_image_that_is_not_what_it_says_ends_in_error(cloud: Cloud, meddler: Meddler) -> None:
+    image_id = upload(cloud, bytes(1 << 20), "raw")
+    meddler.wrong_hashes = 1
+    server_id = create(cloud, image_id)
+    server = wait_for_status(cloud, server_id, "ERROR")
+    assert "hash" in server["fault"]["message"] or "differs" in server["fault"]["message"]
+    assert str(cloud.directory) not in server["fault"]["message"]
+    assert left_of(cloud, server_id) == []
+    delete(cloud, server_id)
+
+
+def test_an_agent_that_is_killed_leaves_nothing_of_what_it_was_making(
+    cloud: Cloud, snapshots: tuple[Asked, Asked, int]
+) -> None:
+    whole, _, _ = snapshots
+    cloud.reconfigure_agent("bandwidth_limit = 5")
+    try:
+        server_id = create(cloud, whole.image_id)
+        wait_for(lambda: any(place(cloud, server_id).glob("fetched/*")), "bytes of the image")
+        os.kill(cloud.agent.pid or 0, signal.SIGKILL)
+        cloud.agent.stop()
+    finally:
+        cloud.configure()
+        cloud.start_agent()
+    cloud.reconfigure_agent("bandwidth_limit = 0", "checkpoints = true")
+    server = wait_for_status(cloud, server_id, "ERROR")
+    assert "ended during the create" in server["fault"]["message"]
+    assert left_of(cloud, server_id) == []
+    delete(cloud, server_id)
+
+
+def test_an_image_that_boots_is_verified_and_one_that_does_not_is_told(
+    cloud: Cloud, snapshots: tuple[Asked, Asked, int]
+) -> None:
+    whole, _, _ = snapshots
+    good = cloud.manage("image", "verify", whole.image_id)
+    assert "boots" in good.stdout
+    assert (whole.image() or {})["stillframe_verified"] == "yes"
+    bad_id = upload(cloud, _SWITCHES_ITSELF_OFF.ljust(1 << 20, b"\0"), "raw")
+    with pytest.raises(subprocess.CalledProcessError) as bad:
+        cloud.manage("image", "verify", bad_id)
+    assert "switched itself off" in bad.value.stderr
+    image = requests.get(f"{cloud.glance.endpoint}/v2/images/{bad_id}", timeout=10).json()
+    assert image["stillframe_verified"] == "no"
+    jobs = requests.get(f"{cloud.api_url}/v1/jobs?kind=verify", headers=ADMIN, timeout=10).json()
+    states = {job["image_id"]: job["state"] for job in jobs["jobs"]}
+    assert (states[whole.image_id], states[bad_id]) == ("done", "error")
+    assert left_of(cloud, *(job["instance_uuid"] for job in jobs["jobs"])) == []
+    assert not log_lines(cloud, "n-cpu.log", "Traceback")

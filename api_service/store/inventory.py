@@ -25,13 +25,14 @@ from api_service.store.models import AgentRow, InstanceRow
 from api_service.store.records import Agent, Guest, Instance, Job
 from common import clock
 from common.reports import Flavor, HostReport, InstanceRecord
-from common.states import VM_STATE_OF_POWER_STATE, PowerState
+from common.states import VM_STATE_OF_POWER_STATE, PowerState, TaskState
 
 #: What every request about an instance asks: made once, and read as it is, since objects that
 #: could be changed take twice as long.
 _ONE = select(*InstanceRow.__table__.columns).where(
     InstanceRow.uuid == bindparam("uuid"), InstanceRow.deleted_at.is_(None)
 )
+_DELETING = str(TaskState.DELETING)
 #: How long a list of instances may occupy the database.
 QUERY_MAX_S = 20
 
@@ -295,8 +296,10 @@ def _bury_missing(session: Session, report: HostReport, at: dt.datetime) -> None
             InstanceRow.deleted_at.is_(None),
             or_(InstanceRow.reported_at <= at, InstanceRow.reported_at > now),
             InstanceRow.uuid.not_in(present),
-            # What is still to be made there is not missing.
+            # What is still to be made there is not missing, and what is being deleted has
+            # gone when its job says so: its disks go after its domain.
             or_(InstanceRow.made_here.is_(False), InstanceRow.launched_at.is_not(None)),
+            or_(InstanceRow.task_state.is_(None), InstanceRow.task_state != _DELETING),
         )
         .values(deleted_at=now, updated_at=now, reported_at=at)
     )

@@ -164,29 +164,18 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
     transport = rpc.Transport(settings)
     dispatcher = server_parts.dispatcher_over(transport, ledger, agents)
     authorizer = Authorizer(settings)
+    snapshots = _snapshots(settings, ledger, agents, images)
     services = Services(
         authorizer=authorizer,
         visibility=Visibility(authorizer=authorizer, inventory=inventory, ledger=ledger),
         inventory=inventory,
         ledger=ledger,
         agents=agents,
-        snapshots=_snapshots(settings, ledger, agents, images),
+        snapshots=snapshots,
         overrides=overrides,
-        powers=Powers(
-            ledger=ledger,
-            overrides=overrides,
-            agents=agents,
-            accept_timeout_s=settings.api.job_accept_timeout,
-        ),
-        lifecycle=server_parts.make_lifecycle(settings, ledger, agents, images, _quotas(settings)),
-        rebuilds=Rebuilds(
-            ledger=ledger,
-            overrides=overrides,
-            agents=agents,
-            images=images,
-            accept_timeout_s=settings.api.job_accept_timeout,
-            quotas=_quotas(settings),
-        ),
+        powers=_powers(settings, overrides, snapshots),
+        lifecycle=server_parts.make_lifecycle(settings, snapshots),
+        rebuilds=_rebuilds(settings, overrides, snapshots),
         dispatcher=dispatcher,
         health_checks=health.checks(settings, database),
         link_prefix=settings.api.compute_link_prefix,
@@ -237,6 +226,26 @@ def _snapshots(
         images=images,
         accept_timeout_s=settings.api.job_accept_timeout,
         quotas=_quotas(settings),
+    )
+
+
+def _powers(settings: cfg.ConfigOpts, overrides: Overrides, beside: Snapshots) -> Powers:
+    return Powers(
+        ledger=beside.ledger,
+        overrides=overrides,
+        agents=beside.agents,
+        accept_timeout_s=settings.api.job_accept_timeout,
+    )
+
+
+def _rebuilds(settings: cfg.ConfigOpts, overrides: Overrides, beside: Snapshots) -> Rebuilds:
+    return Rebuilds(
+        ledger=beside.ledger,
+        overrides=overrides,
+        agents=beside.agents,
+        images=beside.images,
+        accept_timeout_s=settings.api.job_accept_timeout,
+        quotas=beside.quotas,
     )
 
 

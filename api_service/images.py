@@ -69,6 +69,9 @@ class ImageRecords(Protocol):
     def look(self, image_id: str) -> Any:
         """Return a record, in one try."""
 
+    def members(self, image_id: str) -> Any:
+        """Return the projects that a shared image is shared with."""
+
     def show(self, image_id: str) -> Any:
         """Return a record; raise ImageNotFound."""
 

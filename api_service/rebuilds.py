@@ -29,6 +29,7 @@ from common.states import REBUILD_VM_STATES, JobKind, TaskState, VmState
 
 LOG = logging.getLogger(__name__)
 
+_UNFORESEEN = StillframeError("the request failed")
 RULE = "os_compute_api:servers:rebuild"
 
 
@@ -76,9 +77,30 @@ class Rebuilds:
         image_checks.usable_image(
             self.images, caller, wish.image_id, fit, is_admin=is_admin, use="rebuild"
         )
-        job = self.ledger.reserve(
+        job = self._reserve(caller, instance, wish, job_id or str(uuid.uuid4()))
+        try:
+            self._write(instance, wish)
+            if not self.ledger.make_castable(job.id):
+                raise DeadlinePassed("the request took too long; try again")
+        except Exception as error:
+            told = error if isinstance(error, StillframeError) else _UNFORESEEN
+            self.ledger.fail(job.id, told.message, told.code)
+            raise
+        by = (caller.user_id, caller.project_id)
+        LOG.info(
+            "User %s of project %s asks for a rebuild of image %s: job %s",
+            *by,
+            wish.image_id,
+            job.id,
+        )
+        return job
+
+    def _reserve(
+        self, caller: RequestContext, instance: Instance, wish: RebuildWish, job_id: str
+    ) -> Job:
+        return self.ledger.reserve(
             NewJob(
-                id=job_id or str(uuid.uuid4()),
+                id=job_id,
                 kind=JobKind.REBUILD,
                 instance=instance,
                 user_id=caller.user_id,
@@ -92,26 +114,6 @@ class Rebuilds:
                 max_open=self.quotas.open_jobs,
             )
         )
-        try:
-            self._write(instance, wish)
-            if not self.ledger.make_castable(job.id):
-                raise DeadlinePassed("the request took too long; try again")
-        except Exception as error:
-            known = isinstance(error, StillframeError)
-            self.ledger.fail(
-                job.id,
-                error.message if known else "the request failed",  # type: ignore[attr-defined]
-                error.code if known else "internal_error",  # type: ignore[attr-defined]
-            )
-            raise
-        by = (caller.user_id, caller.project_id)
-        LOG.info(
-            "User %s of project %s asks for a rebuild of image %s: job %s",
-            *by,
-            wish.image_id,
-            job.id,
-        )
-        return job
 
     def _write(self, instance: Instance, wish: RebuildWish) -> None:
         """Write on the instance what its user wants to be read there, as Nova does at once."""

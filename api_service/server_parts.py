@@ -14,7 +14,7 @@ from api_service.agents import Agents
 from api_service.dispatcher import Dispatcher
 from api_service.lifecycle import Lifecycle
 from api_service.placement import Placement, Ratios
-from api_service.quotas import Quotas
+from api_service.snapshots import Snapshots
 from api_service.store.ledger import Ledger
 from api_service.store.lifecycles import Lifecycles
 from api_service.verifications import Verifications
@@ -31,23 +31,21 @@ def dispatcher_over(transport: rpc.Transport, ledger: Ledger, agents: Agents) ->
     return Dispatcher(ledger, AgentClient(client, agents.clock_offset_s))
 
 
-def make_lifecycle(
-    settings: cfg.ConfigOpts, ledger: Ledger, agents: Agents, images: ImageService, quotas: Quotas
-) -> Lifecycle:
-    """Return what makes instances and deletes them.
+def make_lifecycle(settings: cfg.ConfigOpts, beside: Snapshots) -> Lifecycle:
+    """Return what makes instances and deletes them, over what snapshots are made with.
 
     Raises ConfigurationError if [spawn] flavors cannot be read.
     """
     group, most = settings.spawn, settings.quota.instances
     return Lifecycle(
-        ledger=ledger,
-        lifecycles=Lifecycles(ledger.database),
-        inventory=agents.inventory,
-        agents=agents,
-        placement=_placement(settings, agents),
-        images=images,
+        ledger=beside.ledger,
+        lifecycles=Lifecycles(beside.ledger.database),
+        inventory=beside.agents.inventory,
+        agents=beside.agents,
+        placement=_placement(settings, beside.agents),
+        images=beside.images,
         accept_timeout_s=settings.api.job_accept_timeout,
-        quotas=quotas,
+        quotas=beside.quotas,
         most_instances=None if most < 0 else most,
         flavors=flavor_table.read(group.flavors),
         default_network=group.default_network,

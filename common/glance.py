@@ -10,6 +10,7 @@ the thread.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -34,7 +35,6 @@ R = TypeVar("R")
 
 #: How many images a list may hold.
 FOUND_MAX = 10_000
-#: As many as Glance gives at a time.
 _PAGE_SIZE = 1000
 _NO_CONTENT = 204
 _CONFLICT = 409
@@ -260,7 +260,6 @@ class ImageService:
         Raises ImageNotFound, ImageServiceUnavailable.
         """
         client = self._http_client()
-        timeout_s = self._settings.request_timeout_s
         try:
             response = client.session.get(
                 f"/v2/images/{image_id}/file",
@@ -270,11 +269,12 @@ class ImageService:
                 raise_exc=False,
                 log=False,
                 stream=True,
-                timeout=(timeout_s, timeout_s),
+                timeout=self._settings.request_timeout_s,
             )
-            if not response.ok:
-                raise _of_status(response.status_code, response.reason or "no reason given")
-            yield from response.iter_content(_DOWNLOAD_BYTES)
+            with contextlib.closing(response):
+                if not response.ok:
+                    raise _of_status(response.status_code, response.reason or "no reason given")
+                yield from response.iter_content(_DOWNLOAD_BYTES)
         except (keystone_errors.ClientException, OSError) as error:
             LOG.warning("Glance, during the download: %s", error)
             raise ImageServiceUnavailable(

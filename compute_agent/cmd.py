@@ -35,6 +35,9 @@ from compute_agent.jobs import Jobs, Runner
 from compute_agent.journal import Journal
 from compute_agent.places import Places
 from compute_agent.power import Powers
+from compute_agent.proofs import ProofSettings
+from compute_agent.rebuild import Rebuilds
+from compute_agent.rebuild_run import RebuildSettings
 from compute_agent.recovery import Recovery
 from compute_agent.reporter import Reporter
 from compute_agent.restore.model import RestoreSettings
@@ -103,9 +106,12 @@ class Agent:
         )
         self.pipeline = snapshot.Pipeline(tools)
         self.powers = Powers(tools, shutdown_timeout_s=settings.shutdown_timeout)
-        births = _Births(settings, tools)
+        self.rebuilds, births = (
+            Rebuilds(tools, _rebuild_settings(settings)),
+            _Births(settings, tools),
+        )
         self.jobs = jobs = Jobs(
-            {JobKind.SNAPSHOT: self.pipeline.run}
+            {JobKind.SNAPSHOT: self.pipeline.run, JobKind.REBUILD: self.rebuilds.run}
             | births.runners
             | dict.fromkeys(POWER_KINDS, self.powers.run),
             host=settings.host,
@@ -113,14 +119,11 @@ class Agent:
             reports=self.reporter,
         )
         endpoint = Endpoint(host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter)
+        undo = {JobKind.SNAPSHOT: self.pipeline.recover, JobKind.REBUILD: self.rebuilds.recover}
         recovery = Recovery(
-            {JobKind.SNAPSHOT: self.pipeline.recover} | births.undo,
-            host=settings.host,
-            tools=tools,
-            jobs=jobs,
-            reports=self.reporter,
-            sweep=births.sweep,
+            undo | births.undo, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter
         )
+        recovery.sweep = births.sweep
         server = _server(settings, transport, endpoint)
         self.announcer = _announcer(settings, transport, self.hypervisor, journal, agent_id)
         self.announcer.free_disk_gib = births.places.free_disk_gib
@@ -165,6 +168,7 @@ class Agent:
         rate_bytes_s = settings.capture.bandwidth_limit * _MB
         progress_s, report_s = settings.agent.progress_interval, settings.report_interval
         max_increments = settings.capture.max_increments
+        rebuilds = _rebuild_settings(settings)
         snapshots, shutdown_s = _snapshot_settings(settings), settings.shutdown_timeout
         oslo_log.setup(settings, "stillframe")
         self.throttle.set_rate(rate_bytes_s)
@@ -172,6 +176,7 @@ class Agent:
         self.announcer.interval_s = report_s
         self.increments.max_length = max_increments
         self.pipeline.use(snapshots)
+        self.rebuilds.settings = rebuilds
         self.powers.shutdown_timeout_s = shutdown_s
 
 
@@ -333,6 +338,19 @@ def _snapshot_settings(settings: cfg.ConfigOpts) -> Settings:
         scratch_min_free_bytes=settings.capture.scratch_min_free * _MIB,
         upload_retries=settings.glance.num_retries,
         progress_log_interval_s=settings.agent.progress_log_interval,
+    )
+
+
+def _rebuild_settings(settings: cfg.ConfigOpts) -> RebuildSettings:
+    group = settings.rebuild
+    return RebuildSettings(
+        shutdown_timeout_s=settings.shutdown_timeout,
+        proof=ProofSettings(
+            proof=group.proof,
+            running_s=group.running_time,
+            timeout_s=group.proof_timeout,
+            port=group.proof_port,
+        ),
     )
 
 

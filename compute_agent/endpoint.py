@@ -31,7 +31,7 @@ from common.messages import (
     request_from_wire,
 )
 from common.reports import JobAccepted, JobOutcome
-from common.states import IMAGE_KINDS, JobKind, JobState
+from common.states import DISK_KINDS, IMAGE_KINDS, JobKind, JobState
 from common.wire import Message
 from compute_agent.jobs import Jobs
 from compute_agent.journal import Journal, JournalUnavailable
@@ -41,6 +41,9 @@ LOG = logging.getLogger(__name__)
 
 #: What a method that makes a job makes one of.
 _KINDS = {method_of(kind): kind for kind in JobKind}
+
+#: How an image has to do with what is asked.
+_WAY = dict.fromkeys(IMAGE_KINDS, "to") | dict.fromkeys(DISK_KINDS, "of")
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -89,6 +92,10 @@ class Endpoint:
     def verify_image(self, caller: context.RequestContext, **arguments: Any) -> None:
         """Try out the image `image_id` (see VerifyRequest)."""
         self._take(caller, JobKind.VERIFY, arguments)
+
+    def rebuild_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Make the root disk of `instance` anew of the image `image_id` (see RebuildRequest)."""
+        self._take(caller, JobKind.REBUILD, arguments)
 
     def cancel_job(self, _caller: context.RequestContext, **arguments: Any) -> None:
         """End a job soon and undo what it did (see JobCancel); its outcome is reported."""
@@ -154,7 +161,7 @@ class Endpoint:
             "Accepted job %s: %s%s, asked by user %s of project %s",
             request.job_id,
             request.kind,
-            f" to image {request.image_id}" if request.kind in IMAGE_KINDS else "",
+            f" {_WAY.get(request.kind, 'of')} image {request.image_id}" if request.image_id else "",
             caller.user_id,
             caller.project_id,
         )

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from common import clock, context
 from common.errors import CaptureFailed, JobCancelled, JobInterrupted, StillframeError
-from common.messages import JobRequest, SnapshotRequest
+from common.messages import JobRequest, RebuildRequest, SnapshotRequest
 from common.reports import CaptureFigures, DiskImage, JobOutcome, JobProgress, StepTime
 from common.states import IMAGE_KINDS, QUICK_KINDS, JobKind, JobState, PowerState, TaskState
 from compute_agent.journal import Entry
@@ -367,4 +367,6 @@ def _state_of(error: StillframeError | None) -> JobState:
 
 def _own_limit(request: JobRequest) -> int:
     """Return the MB/s that a request allows its job; 0 is no bound of its own."""
+    if isinstance(request, RebuildRequest):
+        return request.bandwidth_limit or 0
     return request.options.bandwidth_limit or 0 if isinstance(request, SnapshotRequest) else 0

@@ -3,10 +3,11 @@
 
 Runs once, before anything is consumed. A job that had not begun is simply
 submitted, and so is one whose frozen view still stands: its upload begins
-again. Any other is undone by what the journal says of it: the guest is resumed
-if we had paused it, the capture ended, the half-made image removed, and the job
-ends in `error` with its reason; one whose image was already published ends in
-`done`. Workspaces that no entry owns are removed too.
+again, and a rebuild whose new disk is in its place. Any other is undone by what the
+journal says of it: the guest is resumed if we had paused it, the capture ended, the
+half-made image removed, the old disk put back, and the job ends in `error` with its
+reason; one whose image was already published ends in `done`. Workspaces that no
+entry owns are removed too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from common import context
 from common.errors import JobInterrupted
 from common.states import IMAGE_KINDS, QUICK_KINDS, JobKind
-from compute_agent import release, take_up
+from compute_agent import rebuild, release, take_up
 from compute_agent.capture.workspace import Workspace
 from compute_agent.increments import give_up_all
 from compute_agent.jobs import Job, Jobs, Reports
@@ -29,7 +30,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Recovery:
-    """A service that does its work in `start`; `undo` says for each kind of job what undoes it."""
+    """A service that does its work in `start`; `undo` is each kind's own (snapshot's `recover`)."""
 
     name = "recovery"
 
@@ -41,10 +42,10 @@ class Recovery:
         tools: Tools,
         jobs: Jobs,
         reports: Reports,
-        sweep: Callable[[frozenset[str]], None] = lambda _: None,
     ) -> None:
         self._undo = undo
-        self._sweep = sweep
+        #: Removes what was begun and never made, but for what is busy.
+        self.sweep: Callable[[frozenset[str]], None] = lambda _: None
         self._host = host
         self._tools = tools
         self._journal = tools.journal
@@ -62,7 +63,7 @@ class Recovery:
         for entry in entries:
             if entry not in going_on:
                 self._end(entry)
-        self._sweep(frozenset(entry.request.instance.uuid for entry in going_on))
+        self.sweep(frozenset(entry.request.instance.uuid for entry in going_on))
         # QEMU may still write into the scratch of a job that is open on its guest.
         in_use = [*self._journal.unreleased(), *going_on]
         self._remove_leftovers(keep=[self._directories.of_job(one.job_id) for one in in_use])
@@ -82,7 +83,8 @@ class Recovery:
         """Tell whether a job has not begun yet, is done in moments, or its view still stands."""
         try:
             is_quick = entry.request.kind in QUICK_KINDS
-            return entry.step is None or is_quick or take_up.stands(self._tools, entry)
+            goes_on = entry.step is None or is_quick or rebuild.goes_on(entry)
+            return goes_on or take_up.stands(self._tools, entry)
         except Exception:
             LOG.exception("Job %s cannot be gone on with", entry.job_id)
             return False

@@ -20,7 +20,8 @@ import tenacity
 from common import context
 from common.errors import InstanceNotFound, JobInterrupted, StillframeError
 from common.reports import DiskImage
-from common.states import JobState
+from common.states import DISK_KINDS, JobState
+from compute_agent import put_back
 from compute_agent.capture import make, overlay
 from compute_agent.capture.base import Plan
 from compute_agent.capture.overlay import OverlayCapture
@@ -84,6 +85,10 @@ def give_back(tools: Tools, entry: Entry, guest: Guest, *, published: Sequence[D
     `published` are the job's images, if they came to stand. Safe to repeat;
     raises what fails, and the entry then stays as it is.
     """
+    if entry.request.kind in DISK_KINDS:
+        put_back.end(entry.step, entry.facts, guest, tools.increments)
+        tools.journal.mark_released(entry.job_id)
+        return
     _run_on(tools, entry, guest)
     facts, targets = entry.facts, targets_of(entry.facts)
     plan = Plan(
@@ -104,6 +109,9 @@ def give_back(tools: Tools, entry: Entry, guest: Guest, *, published: Sequence[D
 
 def give_up(tools: Tools, entry: Entry) -> None:
     """Of a guest that this host has no more, keep what it wrote, and let go of the rest."""
+    if entry.request.kind in DISK_KINDS:
+        put_back.give_up(entry.step, entry.facts)
+        return
     workspace = tools.directories.of_job(entry.job_id)
     if entry.facts["method"] == OverlayCapture.method:
         overlay.give_up(targets_of(entry.facts), workspace)

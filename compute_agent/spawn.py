@@ -18,9 +18,9 @@ import tenacity
 from common.errors import InstanceNotFound, JobFailed, StillframeError
 from common.messages import CreateRequest, DeleteRequest, domain_name_of
 from common.states import PowerState, TaskState
-from compute_agent.guest.definition import Definition, domain_xml, instance_metadata
 from compute_agent.guest.domain import Guest
 from compute_agent.guest.metadata import Owner
+from compute_agent.guest.template import Definition, domain_xml, instance_metadata
 from compute_agent.jobs import Job
 from compute_agent.places import Place, Places, PlaceTaken
 from compute_agent.restore.model import BuiltDisk, DiskWish, ProvenImage

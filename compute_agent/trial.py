@@ -19,8 +19,8 @@ from common.errors import InstanceNotFound, JobFailed, StillframeError, VerifyFa
 from common.flatten import BrokenChain, UnsafeImage
 from common.messages import VerifyRequest
 from common.states import TaskState
-from compute_agent.guest.definition import Definition, domain_xml, throw_away_metadata
 from compute_agent.guest.domain import Guest
+from compute_agent.guest.template import Definition, domain_xml, throw_away_metadata
 from compute_agent.jobs import Job
 from compute_agent.places import Place, Places
 from compute_agent.spawn import build_disk, prove, undo_patiently

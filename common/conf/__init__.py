@@ -15,13 +15,13 @@ from oslo_concurrency import lockutils
 from oslo_config import cfg
 from oslo_log import log as oslo_log
 
-from common.conf import agent, api, base, capture, glance, libvirt, quota, restore, spawn
+from common.conf import agent, api, base, capture, glance, libvirt, quota, rebuild, restore, spawn
 from common.errors import ConfigurationError
 
 PROJECT = "stillframe"
 #: The operator's tool works on what the API works with, so it reads the API's files.
 _READS_AS = {"stillframe-manage": "stillframe-api"}
-GROUPS = (base, api, quota, agent, capture, restore, spawn, glance, libvirt)
+GROUPS = (base, api, quota, agent, capture, restore, rebuild, spawn, glance, libvirt)
 
 #: oslo.messaging reads its tracing options from the global object only, so
 #: both daemons use it too (a private ConfigOpts fails at the first cast).

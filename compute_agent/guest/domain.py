@@ -17,6 +17,7 @@ import libvirt
 
 from compute_agent.guest import description
 from compute_agent.guest.backup_jobs import BackupJobs
+from compute_agent.guest.definition import Definition
 from compute_agent.guest.errors import translated
 from compute_agent.guest.overlays import Overlays
 from compute_agent.guest.power import Power
@@ -40,7 +41,7 @@ class WriteLatency:
         return self.total_ns / self.operations if self.operations else 0.0
 
 
-class Guest(BackupJobs, Overlays, Power):
+class Guest(BackupJobs, Overlays, Power, Definition):
     """One domain of this host and all that is done to it."""
 
     def __init__(

@@ -8,9 +8,11 @@ instance of ours. Used by the announcer; pure functions over XML.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 
 from common.reports import Flavor
 
@@ -22,6 +24,8 @@ NOVA_NAMESPACES = (
 #: Says of an instance that it is ours alone, for a while, and to be shown to nobody.
 THROW_AWAY = "throwAway"
 _KIB_PER_MIB = 1024
+#: The element's prefix, by its namespace: what people read in the definition.
+_PREFIXES = dict.fromkeys(NOVA_NAMESPACES, "nova") | {OUR_NAMESPACE: "stillframe"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,53 @@ def read(domain: ET.Element) -> InstanceMetadata:
     return InstanceMetadata()
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MetadataChange:
+    """The instance's element of one namespace, before (None: there was none) and after.
+
+    Without the namespace: libvirt puts all of an element into it, and refuses one that
+    names it already.
+    """
+
+    namespace: str
+    prefix: str
+    before: str | None
+    after: str
+
+
+def with_image(
+    domain: ET.Element, image_id: str, image_properties: Mapping[str, str]
+) -> MetadataChange:
+    """Return what makes the metadata of a `<domain>` name another image as its root disk's.
+
+    The element that is read from now is the one that changes; a domain with none gets
+    one of ours, which says nothing else.
+    """
+    namespace, found = next(
+        (
+            (one, element)
+            for one in (OUR_NAMESPACE, *NOVA_NAMESPACES)
+            if (element := domain.find(f"metadata/{{{one}}}instance")) is not None
+        ),
+        (OUR_NAMESPACE, None),
+    )
+    name = f"{{{namespace}}}".__add__
+    changed = ET.Element(name("instance")) if found is None else copy.deepcopy(found)
+    for old in (*changed.findall(name("root")), *changed.findall(name("image"))):
+        changed.remove(old)
+    ET.SubElement(changed, name("root"), type="image", uuid=image_id)
+    image = ET.SubElement(changed, name("image"), uuid=image_id)
+    properties = ET.SubElement(image, name("imageProperties"))
+    for key, value in sorted(image_properties.items()):
+        ET.SubElement(properties, name("property"), name=key).text = value
+    return MetadataChange(
+        namespace=namespace,
+        prefix=_PREFIXES[namespace],
+        before=None if found is None else _plain(found, namespace),
+        after=_plain(changed, namespace),
+    )
+
+
 def flavor_of(domain: ET.Element, root_bytes: int) -> Flavor:
     """Return a flavor made from the domain's own sizes, for metadata without one."""
     vcpus = int(domain.findtext("vcpu", "1"))
@@ -66,6 +117,15 @@ def flavor_of(domain: ET.Element, root_bytes: int) -> Flavor:
         memory_mib=memory_mib,
         disk_gib=math.ceil(root_bytes / 2**30),
     )
+
+
+def _plain(element: ET.Element, namespace: str) -> str:
+    """Return an element as text, without its namespace."""
+    plain = copy.deepcopy(element)
+    for one in plain.iter():
+        one.tag = one.tag.removeprefix(f"{{{namespace}}}")
+    plain.tail = None
+    return ET.tostring(plain, encoding="unicode")
 
 
 class _Reader:

@@ -80,6 +80,9 @@ class Inspection:
         except Refused as error:
             LOG.error("Image %s is refused: %s", self._image.id, error)
             raise self._unsafe(str(error)) from error
+        except Exception as error:  # the inspectors raise whatever parsing raises
+            LOG.error("Image %s is refused: %r", self._image.id, error)
+            raise self._unsafe(f"it cannot be read as {self._claims}") from error
         if found.virtual_bytes > self._most_bytes:
             raise ImageTooLarge(
                 f"image {self._image.id} holds a disk of {found.virtual_bytes} bytes, and there "
@@ -92,8 +95,6 @@ class Inspection:
             found = self._wrapper.format
         except format_inspector.ImageFormatError as error:
             raise Refused("it is of several formats at once") from error
-        except Exception as error:  # an inspector may raise anything while it decides
-            raise Refused("its format cannot be told") from error
         if found is None:
             raise Refused("its format cannot be told")
         name = str(found)

@@ -22,10 +22,12 @@ ARGUMENTS = {
     messages.JobAdjust,
     messages.JobCancel,
     messages.PowerRequest,
+    messages.RebuildRequest,
     messages.SnapshotOptions,
     messages.SnapshotRequest,
     calls.JobCall,
     calls.PowerCall,
+    calls.RebuildCall,
     calls.SnapshotCall,
 }
 MESSAGES = [

@@ -3,6 +3,7 @@
 
     python -m tools.bench snapshot [--quick] [--json FILE] [--plot FILE.svg]
     python -m tools.bench pause [--count N] [--json FILE] [--plot FILE.svg]
+    python -m tools.bench restore [--rounds N] [--json FILE]
     python -m tools.bench api [--quick] [--json FILE]
 
 Must run as root in the interpreter of a venv with `stillframe[api,agent]`
@@ -19,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tools.bench import api, goals, host, pause, plot, report, run
+from tools.bench import api, goals, host, pause, plot, report, restore, run
 from tools.bench.cases import CASES, QUICK, full
 from tools.bench.ways import WAYS
 
@@ -45,6 +46,9 @@ def main() -> int:
     for one in benchmarks.choices.values():
         one.add_argument("--plot", type=Path, help="draw them into this file, an SVG")
         one.set_defaults(table=report.table)
+    command = benchmarks.add_parser("restore", help="rebuilds, beside bare GETs of the image")
+    command.add_argument("--rounds", type=int, default=5, help="how many rebuilds")
+    command.set_defaults(measure=_restore, table=restore.table, plot=None)
     command = benchmarks.add_parser("api", help="requests a second, beside a bare resource")
     command.add_argument("--quick", action="store_true", help="in three minutes")
     command.set_defaults(measure=_api, table=api.table, plot=None)
@@ -71,6 +75,10 @@ def _snapshot(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _api(arguments: argparse.Namespace) -> dict[str, Any]:
     return api.run(api.QUICK if arguments.quick else api.Plan())
+
+
+def _restore(arguments: argparse.Namespace) -> dict[str, Any]:
+    return restore.run(arguments.rounds)
 
 
 def _pause(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ _PIECE_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A snapshot that was asked for, at `asked_at` (seconds since 1970)."""
+    """A snapshot (or a rebuild) that was asked for, at `asked_at` (seconds since 1970)."""
 
     cloud: Cloud
     image_id: str
@@ -37,7 +37,7 @@ class Snapshot:
         """Wait until its job is done; return the job. Raises RuntimeError if it failed."""
         job = self.wait()
         if job["state"] != "done":
-            raise RuntimeError(f"the snapshot failed: {job['reason']}")
+            raise RuntimeError(f"the {job['kind']} failed: {job['reason']}")
         return job
 
     def cancelled(self) -> None:
@@ -60,15 +60,27 @@ class Snapshot:
 
 def ask(cloud: Cloud, guest: Guest, **metadata: str) -> Snapshot:
     """Ask for a snapshot of a guest, as `openstack server image create` does."""
-    body = {"createImage": {"name": "bench", "metadata": metadata}}
-    url = f"{cloud.api_url}/v2.1/servers/{guest.uuid}/action"
     asked_at = time.time()
-    answer = requests.post(url, json=body, headers=_HEADERS, timeout=_CALL_TIMEOUT_S)
-    answer.raise_for_status()
+    answer = _act(cloud, guest, {"createImage": {"name": "bench", "metadata": metadata}})
     image_id = answer.json()["image_id"]
     jobs = cloud.get(f"/v1/jobs?instance_uuid={guest.uuid}")["jobs"]
     job_id = next(job["id"] for job in jobs if job["image_id"] == image_id)
     return Snapshot(cloud=cloud, image_id=image_id, job_id=job_id, asked_at=asked_at)
+
+
+def rebuild(cloud: Cloud, guest: Guest, image_id: str) -> Snapshot:
+    """Ask for a rebuild of a guest, as `openstack server rebuild` does."""
+    asked_at = time.time()
+    _act(cloud, guest, {"rebuild": {"imageRef": image_id}})
+    newest = cloud.get(f"/v1/jobs?instance_uuid={guest.uuid}&kind=rebuild&limit=1")["jobs"][0]
+    return Snapshot(cloud=cloud, image_id=image_id, job_id=newest["id"], asked_at=asked_at)
+
+
+def _act(cloud: Cloud, guest: Guest, body: dict[str, Any]) -> requests.Response:
+    url = f"{cloud.api_url}/v2.1/servers/{guest.uuid}/action"
+    answer = requests.post(url, json=body, headers=_HEADERS, timeout=_CALL_TIMEOUT_S)
+    answer.raise_for_status()
+    return answer
 
 
 def create_record(cloud: Cloud) -> str:

@@ -71,7 +71,7 @@ def report(
 def table(found: dict[str, Any]) -> str:
     """Return the rows and the goals for people."""
     known = [one for one in COLUMNS if any(row[one.key] is not None for row in found["rows"])]
-    return "\n".join([*_table(found["rows"], known), "", *_goals(found["goals"]), ""])
+    return "\n".join([*_table(found["rows"], known), "", *goal_lines(found["goals"]), ""])
 
 
 def _table(of: Sequence[Row], columns: Sequence[Column]) -> list[str]:
@@ -95,7 +95,8 @@ def _cell(value: float | None, column: Column) -> str:
     return "-" if value is None else f"{value / column.unit + 0.0:.{column.digits}f}"
 
 
-def _goals(found: Iterable[dict[str, Any]]) -> list[str]:
+def goal_lines(found: Iterable[dict[str, Any]]) -> list[str]:
+    """Return a line for each goal: its figure, its bound, whether it is met."""
     words = {True: "met", False: "MISSED", None: "not measured"}
     goals = list(found)
     width = max((len(goal["name"]) for goal in goals), default=0)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a rebuild is run against in unit tests: a guest on a real file, and all around it."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.states import PowerState
+from compute_agent.guest import description
+
+GUEST, IMAGE = str(uuid.UUID(int=7)), str(uuid.UUID(int=8))
+OLD, NEW = b"old disk", b"new disk"
+RUNNING, OFF = PowerState.RUNNING, PowerState.SHUTDOWN
+
+
+class Scene:
+    """A guest on a real file, its hypervisor, its increments and what makes disks of images."""
+
+    uuid = GUEST
+
+    def __init__(self, disk: Path) -> None:
+        self.disk = disk
+        self.state = RUNNING
+        self.runs_from = OLD
+        self.starts = 0
+        self.obeys = True
+        self.persistent, self.saved_memory = True, False
+        self.arch = "x86_64"
+        self.source = "file"
+        self.metadata: str | None = None
+        self.forgotten = False
+        self.properties: dict[str, str] = {"hw_disk_bus": "virtio", "image_type": "snapshot"}
+        #: What happens at the begin of what is done: raise, or anything.
+        self.at: dict[str, Callable[[], None]] = {}
+        self.done: list[str] = []
+
+    def _do(self, what: str) -> None:
+        self.done.append(what)
+        self.at.get(what, lambda: None)()
+
+    def guest(self, _uuid: str) -> Scene:
+        self._do("find")
+        return self
+
+    def definition(self) -> ET.Element:
+        return description.parse(
+            f"<domain><os><type arch='{self.arch}'>hvm</type></os>"
+            f"<metadata>{self.metadata or ''}</metadata>"
+            f"<devices><disk type='{self.source}'><driver type='raw'/>"
+            f"<source {'dev' if self.source == 'block' else 'file'}='{self.disk}'/>"
+            "<target dev='vda'/></disk></devices></domain>"
+        )
+
+    def is_persistent(self) -> bool:
+        return self.persistent
+
+    def has_saved_memory(self) -> bool:
+        return self.saved_memory
+
+    def capacity_bytes(self, _target: str) -> int:
+        return 1 << 20
+
+    def is_active(self) -> bool:
+        return self.state is not OFF
+
+    def power_state(self) -> PowerState:
+        return self.state
+
+    def run_id(self) -> str:
+        return str(self.starts) if self.is_active() else ""
+
+    def shut_down(self, _timeout_s: float, stopped: threading.Event) -> bool:
+        if self.state is OFF:
+            return True
+        self._do("button")
+        if self.obeys and not stopped.is_set():
+            self.state = OFF
+        return self.state is OFF
+
+    def cut_power(self) -> None:
+        if self.state is OFF:
+            return
+        self._do("cut")
+        self.state = OFF
+
+    def start(self) -> None:
+        self._do("start")
+        if self.state is OFF:
+            self.state, self.starts = RUNNING, self.starts + 1
+        self.runs_from = self.disk.read_bytes()
+
+    def write_metadata(self, change: Any, *, back: bool = False) -> None:
+        self._do("unwrite" if back else "write")
+        self.metadata = change.before if back else change.after
+
+    def forget(self, _guest: object) -> None:
+        self._do("forget")
+        self.forgotten = True
+
+    def prove(self, _job: object, image_id: str, room: Path, **_: Any) -> Any:
+        self._do("prove image")
+        return Proven(image_id, room, self.properties)
+
+    def build(self, _job: object, _proven: object, wish: Any) -> None:
+        self._do("build")
+        wish.path.write_bytes(NEW)
+        if wish.base_path is not None:
+            wish.base_path.write_bytes(b"base")
+
+
+class Proven:
+    """A proven image."""
+
+    format, is_disk, virtual_bytes = "qcow2", True, 1 << 19
+
+    def __init__(self, image_id: str, _room: Path, properties: dict[str, str]) -> None:
+        self.image = type(
+            "Image", (), {"id": image_id, "properties": properties, "size_bytes": 1000}
+        )

@@ -120,7 +120,7 @@ def image_verify(settings: cfg.ConfigOpts) -> int:
     database = make_database(settings)
     ledger, agents = Ledger(database), Agents(Inventory(database), settings.service_down_time)
     images = ImageService(conf.glance.settings(settings))
-    caller = context.new(user=PROG, roles=["admin"])
+    caller = context.new(user_id=PROG, roles=["admin"])
     verifications = make_verifications(settings, agents, images)
     job = verifications.request(caller, settings.command.image_id)
     _say(f"Job {job.id} tries out image {job.image_id} on host {job.host}")

@@ -83,7 +83,6 @@ class Agent:
         agent_id = _agent_id(Path(settings.state_path))
         transport = rpc.Transport(settings, name=f"{PROG}-{agent_id}")
         client = transport.client(topic=API_TOPIC, version=RPC_VERSION, timeout_s=_CALL_TIMEOUT_S)
-        directories = _directories(settings)
         journal = Journal(Path(settings.state_path) / "journal.sqlite")
         images = ImageService(conf.glance.settings(settings))
         self.increments = _increments(settings, images)
@@ -98,7 +97,7 @@ class Agent:
             images=images,
             journal=journal,
             increments=self.increments,
-            directories=directories,
+            directories=_directories(settings),
             throttle=self.throttle,
             sentinel=sentinel,
             restorer=_restorer(settings, images, self.throttle),
@@ -106,10 +105,8 @@ class Agent:
         )
         self.pipeline = snapshot.Pipeline(tools)
         self.powers = Powers(tools, shutdown_timeout_s=settings.shutdown_timeout)
-        self.rebuilds, births = (
-            Rebuilds(tools, _rebuild_settings(settings)),
-            _Births(settings, tools),
-        )
+        self.rebuilds = Rebuilds(tools, _rebuild_settings(settings))
+        births = _Births(settings, tools)
         self.jobs = jobs = Jobs(
             {JobKind.SNAPSHOT: self.pipeline.run, JobKind.REBUILD: self.rebuilds.run}
             | births.runners

@@ -191,17 +191,7 @@ class Cloud:
                 agents=self.agents,
                 accept_timeout_s=ACCEPT_TIMEOUT_S,
             ),
-            lifecycle=Lifecycle(
-                ledger=self.ledger,
-                lifecycles=Lifecycles(self.database),
-                inventory=self.inventory,
-                agents=self.agents,
-                placement=Placement(agents=self.agents, inventory=self.inventory),
-                images=self.images,
-                accept_timeout_s=ACCEPT_TIMEOUT_S,
-                quotas=self.quotas,
-                flavors=self.flavors,
-            ),
+            lifecycle=self._lifecycle(),
             rebuilds=Rebuilds(
                 ledger=self.ledger,
                 overrides=overrides,
@@ -216,6 +206,19 @@ class Cloud:
             max_limit=1000,
             rates=self.rates,
             streams=self.streams,
+        )
+
+    def _lifecycle(self) -> Lifecycle:
+        return Lifecycle(
+            ledger=self.ledger,
+            lifecycles=Lifecycles(self.database),
+            inventory=self.inventory,
+            agents=self.agents,
+            placement=Placement(agents=self.agents, inventory=self.inventory),
+            images=self.images,
+            accept_timeout_s=ACCEPT_TIMEOUT_S,
+            quotas=self.quotas,
+            flavors=self.flavors,
         )
 
     def report(self, method: str, report: dict[str, Any], **caller: Any) -> Any:

@@ -3,93 +3,30 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import uuid
 from typing import Any
 
 import pytest
 
-from api_service.store.job_lists import JobQuery
-from common.reports import Flavor, InstanceRecord
+from common.reports import Flavor
 from common.states import JobKind, JobState, PowerState
 from tests.api import agents as agent_says
-from tests.api.clouds import Cloud, headers
+from tests.api.clouds import Cloud
 from tests.api.memory_images import MemoryImages
+from tests.api.new_servers import (
+    ADMIN,
+    DEMO,
+    SMALL,
+    accept,
+    delete,
+    finish,
+    made,
+    message_of,
+    post,
+    states,
+    wish,
+)
 from tests.api.test_response_schemas import VERSIONS, judge
-
-DEMO, ADMIN, OTHER = "demo:p-demo", "admin:ops", "eve:p-other"
-SMALL = Flavor(name="small", vcpus=1, memory_mib=1024, disk_gib=2)
-
-
-@pytest.fixture
-def image(cloud: Cloud, images: MemoryImages) -> str:
-    """An image of the project, on a cloud with one empty host and one size."""
-    cloud.flavors["small"] = SMALL
-    cloud.announce()
-    return images.add(owner="p-demo", disk_format="qcow2", size=1 << 20, hw_disk_bus="virtio")
-
-
-def message_of(reply: Any) -> str:
-    """Return the sentence of a fault, whatever it is called."""
-    (fault,) = reply.json.values()
-    message: str = fault["message"]
-    return message
-
-
-def wish(image: str, **more: Any) -> dict[str, Any]:
-    server = {"name": "new", "imageRef": image, "flavorRef": "small", "networks": "none"}
-    return {"server": {name: value for name, value in (server | more).items() if value is not None}}
-
-
-def post(cloud: Cloud, body: Any, who: str = DEMO, version: str = "2.96") -> Any:
-    return cloud.http.simulate_post("/v2.1/servers", json=body, headers=headers(who, version))
-
-
-def delete(cloud: Cloud, server_id: str, who: str = DEMO) -> Any:
-    url = f"/v2.1/servers/{server_id}"
-    return cloud.http.simulate_delete(url, headers=headers(who, "2.96"))
-
-
-def made(cloud: Cloud, image: str, **more: Any) -> str:
-    """Return the id of a server that was asked for."""
-    reply = post(cloud, wish(image, **more))
-    assert reply.status_code == 202, reply.text
-    server_id: str = reply.json["server"]["id"]
-    return server_id
-
-
-def accept(cloud: Cloud, kind: JobKind) -> dict[str, Any]:
-    """Take the next cast as an agent does; return it."""
-    cast = cloud.casts.next()
-    assert cast["method"] == f"{kind}_instance"
-    report = agent_says.accepted(
-        cast["job_id"], cast["instance"]["uuid"], cast.get("image_id", ""), kind=kind
-    )
-    cloud.report("job_accepted", report)
-    return cast
-
-
-def finish(cloud: Cloud, cast: dict[str, Any], kind: JobKind, **changes: Any) -> None:
-    report = agent_says.finished(
-        *(cast["job_id"], cast["instance"]["uuid"], cast.get("image_id", "")),
-        **{"kind": kind, "size_bytes": None, "sha512": None, "capture": None} | changes,
-    )
-    cloud.report("job_finished", report)
-
-
-def launched(cloud: Cloud, image: str, **more: Any) -> InstanceRecord:
-    """Return a server that was asked for, made and announced."""
-    server_id = made(cloud, image, **more)
-    cast = accept(cloud, JobKind.CREATE)
-    record = agent_says.instance(uuid=server_id, flavor=SMALL, image_ref=image, name="new")
-    cloud.announce(record)
-    finish(cloud, cast, JobKind.CREATE, power_state=PowerState.RUNNING)
-    return record
-
-
-def states(cloud: Cloud, server_id: str) -> tuple[str, str | None]:
-    server = cloud.server(server_id)
-    return server["status"], server["OS-EXT-STS:task_state"]
 
 
 def test_the_agent_is_told_all_that_it_needs(cloud: Cloud, image: str) -> None:
@@ -312,88 +249,6 @@ def test_another_projects_shared_image_does(cloud: Cloud, images: MemoryImages, 
     assert post(cloud, wish(image)).status_code == 202
 
 
-def test_a_launched_one_is_ended_by_its_agent(cloud: Cloud, image: str) -> None:
-    record = launched(cloud, image)
-    assert delete(cloud, record.uuid).status_code == 204
-    assert states(cloud, record.uuid) == ("ACTIVE", "deleting")
-    assert delete(cloud, record.uuid).status_code == 204, "asked again, it is on its way"
-    cast = accept(cloud, JobKind.DELETE)
-    finish(cloud, cast, JobKind.DELETE)
-    assert cloud.get(f"/v2.1/servers/{record.uuid}").status_code == 404
-    assert delete(cloud, record.uuid).status_code == 404
-    assert cloud.casts.empty()
-    # A report from before does not raise the dead.
-    before = (dt.datetime.now(dt.UTC) - dt.timedelta(seconds=5)).timestamp()
-    cloud.announce(record, at=before)
-    assert cloud.get(f"/v2.1/servers/{record.uuid}").status_code == 404
-
-
-def test_one_that_nobody_has_accepted_yet_is_gone_at_once(cloud: Cloud, image: str) -> None:
-    server_id = made(cloud, image)
-    create = cloud.casts.next()
-    assert delete(cloud, server_id).status_code == 204
-    assert cloud.get(f"/v2.1/servers/{server_id}").status_code == 404
-    # The cast may yet arrive: its agent hears that it is not wanted.
-    cancel = cloud.casts.next()
-    assert (cancel["method"], cancel["job_id"]) == ("cancel_job", create["job_id"])
-    assert cloud.casts.empty()
-
-
-def test_one_that_is_being_built_is_cancelled_and_deleted(cloud: Cloud, image: str) -> None:
-    server_id = made(cloud, image)
-    create = accept(cloud, JobKind.CREATE)
-    assert delete(cloud, server_id).status_code == 204
-    assert states(cloud, server_id) == ("BUILD", "deleting")
-    assert cloud.casts.next()["method"] == "cancel_job"
-    cast = accept(cloud, JobKind.DELETE)
-    cancelled = {"state": JobState.CANCELLED, "reason": "the job was cancelled"}
-    finish(cloud, create, JobKind.CREATE, **cancelled)
-    assert states(cloud, server_id) == ("BUILD", "deleting"), "the deletion holds it"
-    finish(cloud, cast, JobKind.DELETE)
-    assert cloud.get(f"/v2.1/servers/{server_id}").status_code == 404
-
-
-def test_what_is_done_to_it_does_not_keep_it(cloud: Cloud, image: str) -> None:
-    record = launched(cloud, image)
-    assert cloud.snapshot(record.uuid).status_code == 202
-    snapshot = cloud.casts.next()
-    assert delete(cloud, record.uuid).status_code == 204
-    assert cloud.casts.next()["method"] == "cancel_job"
-    accept(cloud, JobKind.DELETE)
-    assert cloud.ledger.find(snapshot["job_id"]).state is JobState.CANCELLED
-
-
-def test_a_locked_one_stays(cloud: Cloud, image: str) -> None:
-    record = launched(cloud, image)
-    cloud.act(record.uuid, {"lock": None})
-    reply = delete(cloud, record.uuid)
-    assert (reply.status_code, "is locked" in message_of(reply)) == (409, True)
-    assert delete(cloud, record.uuid, ADMIN).status_code == 204
-
-
-def test_one_that_was_not_made_here_stays(cloud: Cloud, instance: InstanceRecord) -> None:
-    for who in (DEMO, ADMIN):
-        reply = delete(cloud, instance.uuid, who)
-        assert (reply.status_code, "not made through this API" in message_of(reply)) == (403, True)
-    assert delete(cloud, instance.uuid, OTHER).status_code == 404
-
-
-def test_without_its_agent_it_stays(cloud: Cloud, image: str) -> None:
-    record = launched(cloud, image)
-    cloud.agents._down_after = dt.timedelta(seconds=-1)
-    assert delete(cloud, record.uuid).status_code == 409
-    assert states(cloud, record.uuid) == ("ACTIVE", None)
-
-
-def test_a_deletion_that_failed_lets_it_go(cloud: Cloud, image: str) -> None:
-    record = launched(cloud, image)
-    delete(cloud, record.uuid)
-    cast = accept(cloud, JobKind.DELETE)
-    finish(cloud, cast, JobKind.DELETE, state=JobState.ERROR, reason="it is stuck")
-    assert states(cloud, record.uuid) == ("ACTIVE", None)
-    assert delete(cloud, record.uuid).status_code == 204
-
-
 def test_one_that_was_given_up_and_comes_after_all_is_there(cloud: Cloud, image: str) -> None:
     server_id = made(cloud, image)
     cast = accept(cloud, JobKind.CREATE)
@@ -412,15 +267,6 @@ def test_one_that_was_given_up_and_is_announced_is_there(cloud: Cloud, image: st
     assert states(cloud, server_id) == ("ACTIVE", None)
     assert delete(cloud, server_id).status_code == 204
     assert cloud.casts.next()["method"] == "delete_instance"
-
-
-def test_both_are_told_as_novas_actions(cloud: Cloud, image: str) -> None:
-    record = launched(cloud, image)
-    delete(cloud, record.uuid)
-    actions = cloud.get(f"/v2.1/servers/{record.uuid}/os-instance-actions").json["instanceActions"]
-    assert [action["action"] for action in actions] == ["delete", "create"]
-    kinds = [job.kind for job in cloud.ledger.jobs(JobQuery(instance_uuid=record.uuid))]
-    assert kinds == [JobKind.DELETE, JobKind.CREATE]
 
 
 def test_the_sizes_are_shown_as_flavors(cloud: Cloud, image: str) -> None:

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,11 @@ import pytest
 import requests
 
 from tests.functional.meddler import Meddler
-from tests.functional.snapshots import ADMIN, DEMO, TIMEOUT_S, Asked, ask, log_lines, wait_for
+from tests.functional.snapshots import ADMIN, DEMO, TIMEOUT_S, Asked, ask, post_action, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
 BIN = Path(sys.executable).parent
-NewGuest = Callable[..., Guest]
 _BEAT = re.compile(r"^hb \d+ \d+ (\d+) \d+\s*$", re.MULTILINE)
 #: The machine's own code: mov dx, 0x604; mov ax, 0x2000; out dx, ax; hlt (ACPI: off).
 _SWITCHES_ITSELF_OFF = b"\xba\x04\x06\xb8\x00\x20\xef\xf4".ljust(510, b"\0") + b"\x55\xaa"
@@ -94,6 +94,13 @@ def left_of(cloud: Cloud, *server_ids: str) -> list[str]:
     return [one for one in server_ids if one in [*domains, *files]]
 
 
+def image_of(cloud: Cloud, image_id: str) -> dict[str, Any]:
+    """Return an image as Glance shows it; empty if it has none of that id."""
+    answer = requests.get(f"{cloud.glance.endpoint}/v2/images/{image_id}", timeout=10)
+    found: dict[str, Any] = answer.json() if answer.ok else {}
+    return found
+
+
 def upload(cloud: Cloud, data: bytes, disk_format: str, **record: Any) -> str:
     """Put an image into Glance; return its id."""
     images = f"{cloud.glance.endpoint}/v2/images"
@@ -133,8 +140,17 @@ def verify(cloud: Cloud, image_id: str) -> Any:
         return refused
 
 
+@pytest.fixture(scope="module")
+def of_increment(cloud: Cloud, snapshots: tuple[Asked, Asked, int]) -> str:
+    """A server made of the increment; it boots while other tests do what they do."""
+    _, increment, _ = snapshots
+    server_id = create(cloud, increment.image_id)
+    wait_for_status(cloud, server_id, "ACTIVE")
+    return server_id
+
+
 def test_the_stock_client_makes_a_server_of_a_snapshot_and_deletes_it(
-    cloud: Cloud, snapshots: tuple[Asked, Asked, int]
+    cloud: Cloud, snapshots: tuple[Asked, Asked, int], of_increment: str
 ) -> None:
     whole, _, record = snapshots
     said = stock(
@@ -147,32 +163,23 @@ def test_the_stock_client_makes_a_server_of_a_snapshot_and_deletes_it(
     assert (server["status"], server["OS-EXT-STS:task_state"]) == ("ACTIVE", None)
     assert (server["name"], server["metadata"]) == ("back-again", {"why": "a test"})
     wait_for(lambda: newest_heard(cloud, server_id) >= record, "its data on its console")
-    # It is an instance like others: the host's own word agrees.
-    wait_for(lambda: show(cloud, server_id)["OS-EXT-SRV-ATTR:instance_name"], "its host's word")
     assert not (place(cloud, server_id) / "fetched").exists()
     stock(cloud, "server", "delete", "--wait", "back-again")
     assert left_of(cloud, server_id) == []
     assert whole.image() is not None
 
 
-def test_an_increment_becomes_a_whole_server(
-    cloud: Cloud, snapshots: tuple[Asked, Asked, int]
+def test_an_increment_becomes_a_whole_server_that_is_as_others_are(
+    cloud: Cloud, snapshots: tuple[Asked, Asked, int], of_increment: str
 ) -> None:
-    _, increment, record = snapshots
-    server_id = create(cloud, increment.image_id)
-    wait_for_status(cloud, server_id, "ACTIVE")
-    wait_for(lambda: newest_heard(cloud, server_id) >= record, "its data on its console")
-    again = ask(cloud, show_guest(server_id), "of-the-new-one")  # type: ignore[arg-type]
-    delete(cloud, server_id)
-    assert left_of(cloud, server_id) == []
-    wait_for(lambda: again.image() is None, "the end of the snapshot of what is gone")
-
-
-class show_guest:  # noqa: N801
-    """A server that is known by its id alone."""
-
-    def __init__(self, uuid: str) -> None:
-        self.uuid = uuid
+    _, _, record = snapshots
+    wait_for(lambda: newest_heard(cloud, of_increment) >= record, "its data on its console")
+    body = {"createImage": {"name": "of-the-new-one"}}
+    image_id = post_action(cloud, of_increment, body).json()["image_id"]
+    delete(cloud, of_increment)
+    assert left_of(cloud, of_increment) == []
+    # What was done for it ends with it.
+    wait_for(lambda: not image_of(cloud, image_id), "the end of its snapshot")
 
 
 def test_an_image_that_is_not_what_it_says_ends_in_error(cloud: Cloud, meddler: Meddler) -> None:
@@ -180,7 +187,7 @@ def test_an_image_that_is_not_what_it_says_ends_in_error(cloud: Cloud, meddler: 
     meddler.wrong_hashes = 1
     server_id = create(cloud, image_id)
     server = wait_for_status(cloud, server_id, "ERROR")
-    assert "hash" in server["fault"]["message"] or "differs" in server["fault"]["message"]
+    assert image_id in server["fault"]["message"]
     assert str(cloud.directory) not in server["fault"]["message"]
     assert left_of(cloud, server_id) == []
     delete(cloud, server_id)
@@ -209,16 +216,17 @@ def test_an_agent_that_is_killed_leaves_nothing_of_what_it_was_making(
 def test_an_image_that_boots_is_verified_and_one_that_does_not_is_told(
     cloud: Cloud, snapshots: tuple[Asked, Asked, int]
 ) -> None:
-    whole, _, _ = snapshots
-    good = verify(cloud, whole.image_id)
-    assert "boots" in good.stdout, good.stderr
-    assert (whole.image() or {})["stillframe_verified"] == "yes"
+    good_id = snapshots[0].image_id
     bad_id = upload(cloud, _SWITCHES_ITSELF_OFF.ljust(1 << 20, b"\0"), "raw")
-    assert "switched itself off" in verify(cloud, bad_id).stderr
-    image = requests.get(f"{cloud.glance.endpoint}/v2/images/{bad_id}", timeout=10).json()
-    assert image["stillframe_verified"] == "no"
+    with ThreadPoolExecutor() as pool:
+        good, bad = pool.map(lambda image_id: verify(cloud, image_id), (good_id, bad_id))
+    assert "boots" in good.stdout, good.stderr
+    assert "switched itself off" in bad.stderr
     jobs = requests.get(f"{cloud.api_url}/v1/jobs?kind=verify", headers=ADMIN, timeout=10).json()
     states = {job["image_id"]: job["state"] for job in jobs["jobs"]}
-    assert (states[whole.image_id], states[bad_id]) == ("done", "error")
-    assert left_of(cloud, *(job["instance_uuid"] for job in jobs["jobs"])) == []
-    assert not log_lines(cloud, "n-cpu.log", "Traceback")
+    assert (states[good_id], states[bad_id]) == ("done", "error")
+    written = [image_of(cloud, image_id)["stillframe_verified"] for image_id in (good_id, bad_id)]
+    assert written == ["yes", "no"]
+    tried_in = [job["instance_uuid"] for job in jobs["jobs"]]
+    assert left_of(cloud, *tried_in) == []
+    assert not any(show(cloud, server_id) for server_id in tried_in)

@@ -117,9 +117,8 @@ class Agent:
         )
         endpoint = Endpoint(host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter)
         undo = {JobKind.SNAPSHOT: self.pipeline.recover, JobKind.REBUILD: self.rebuilds.recover}
-        recovery = Recovery(
-            undo | births.undo, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter
-        )
+        undo |= births.undo
+        recovery = Recovery(undo, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter)
         recovery.sweep = births.sweep
         server = _server(settings, transport, endpoint)
         self.announcer = _announcer(settings, transport, self.hypervisor, journal, agent_id)

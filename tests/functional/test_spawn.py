@@ -113,9 +113,19 @@ def upload(cloud: Cloud, data: bytes, disk_format: str, **record: Any) -> str:
     }
     made = requests.post(images, json=wanted, timeout=30).json()
     octets = {"Content-Type": "application/octet-stream"}
-    requests.put(f"{images}/{made['id']}/file", data=data, headers=octets, timeout=30)
+    put = requests.put(f"{images}/{made['id']}/file", data=data, headers=octets, timeout=30)
+    assert put.status_code == requests.codes.no_content, put.text
     image_id: str = made["id"]
     return image_id
+
+
+def qcow2_of(boot_sector: bytes, directory: Path) -> bytes:
+    """Return the image of a disk that begins so."""
+    raw, image = directory / "disk.raw", directory / "disk.qcow2"
+    raw.write_bytes(boot_sector.ljust(1 << 20, b"\0"))
+    command = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image)]
+    subprocess.run(command, check=True, timeout=30)
+    return image.read_bytes()
 
 
 def stock(cloud: Cloud, *arguments: str) -> str:
@@ -214,10 +224,10 @@ def test_an_agent_that_is_killed_leaves_nothing_of_what_it_was_making(
 
 
 def test_an_image_that_boots_is_verified_and_one_that_does_not_is_told(
-    cloud: Cloud, snapshots: tuple[Asked, Asked, int]
+    cloud: Cloud, snapshots: tuple[Asked, Asked, int], tmp_path: Path
 ) -> None:
     good_id = snapshots[0].image_id
-    bad_id = upload(cloud, _SWITCHES_ITSELF_OFF.ljust(1 << 20, b"\0"), "raw")
+    bad_id = upload(cloud, qcow2_of(_SWITCHES_ITSELF_OFF, tmp_path), "qcow2")
     with ThreadPoolExecutor() as pool:
         good, bad = pool.map(lambda image_id: verify(cloud, image_id), (good_id, bad_id))
     assert "boots" in good.stdout, good.stderr

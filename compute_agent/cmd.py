@@ -108,9 +108,7 @@ class Agent:
         self.rebuilds = Rebuilds(tools, _rebuild_settings(settings))
         births = _Births(settings, tools)
         self.jobs = jobs = Jobs(
-            {JobKind.SNAPSHOT: self.pipeline.run, JobKind.REBUILD: self.rebuilds.run}
-            | births.runners
-            | dict.fromkeys(POWER_KINDS, self.powers.run),
+            self._runners() | births.runners,
             host=settings.host,
             limit=settings.max_concurrent_snapshots,
             reports=self.reporter,
@@ -123,14 +121,25 @@ class Agent:
         server = _server(settings, transport, endpoint)
         self.announcer = _announcer(settings, transport, self.hypervisor, journal, agent_id)
         self.announcer.free_disk_gib = births.places.free_disk_gib
-        self.hypervisor.on_change = self.announcer.changed
-        self.hypervisor.on_undefined = self._instance_deleted
-        self.hypervisor.on_io_error = jobs.instance_out_of_space
+        self._listen()
         # In this order they start; in the reverse they stop: first no more
         # messages, last the way to tell how things ended.
         first: list[daemon.Service] = [sentinel, self.hypervisor, self.reporter]
         again = release.Again(tools)
         self._services = [*first, recovery, again, jobs, server, self.announcer]
+
+    def _runners(self) -> dict[JobKind, Runner]:
+        return {
+            JobKind.SNAPSHOT: self.pipeline.run,
+            JobKind.REBUILD: self.rebuilds.run,
+            **dict.fromkeys(POWER_KINDS, self.powers.run),
+        }
+
+    def _listen(self) -> None:
+        """Hear what happens to domains."""
+        self.hypervisor.on_change = self.announcer.changed
+        self.hypervisor.on_undefined = self._instance_deleted
+        self.hypervisor.on_io_error = self.jobs.instance_out_of_space
 
     def run(self) -> int:
         """Run until a signal; return the exit code."""

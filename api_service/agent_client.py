@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from api_service.store.records import Job
 from common import context
 from common.messages import (
+    BackupRequest,
     JobAdjust,
     JobCancel,
     JobRequest,
@@ -76,10 +78,13 @@ def _request(job: Job, deadline: float) -> JobRequest:
         return RebuildRequest(
             instance=job.instance, job_id=job.id, deadline=deadline, **job.options
         )
-    return SnapshotRequest(
-        instance=job.instance,
-        image_id=job.image_id,
-        job_id=job.id,
-        deadline=deadline,
-        options=SnapshotOptions.from_wire(job.options),
-    )
+    wanted: dict[str, Any] = {
+        "instance": job.instance,
+        "image_id": job.image_id,
+        "job_id": job.id,
+        "deadline": deadline,
+        "options": SnapshotOptions.from_wire(job.options),
+    }
+    if job.kind is JobKind.BACKUP:
+        return BackupRequest(backup_type=job.backup_type or "", rotation=job.rotation, **wanted)
+    return SnapshotRequest(**wanted)

@@ -23,6 +23,7 @@ from oslo_middleware.http_proxy_to_wsgi import HTTPProxyToWSGI
 
 from api_service import faults, health, identity, middleware, server_parts
 from api_service.agents import Agents
+from api_service.backups import Backups
 from api_service.dispatcher import Dispatcher
 from api_service.notifications import Notifications
 from api_service.policies import Authorizer
@@ -172,6 +173,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         ledger=ledger,
         agents=agents,
         snapshots=snapshots,
+        backups=Backups(snapshots=snapshots),
         overrides=overrides,
         powers=_powers(settings, overrides, snapshots),
         lifecycle=server_parts.make_lifecycle(settings, snapshots),
@@ -210,6 +212,7 @@ def make_calls(services: Services, most_at_once: int) -> ServiceEndpoint:
     return ServiceEndpoint(
         visibility=services.visibility,
         snapshots=services.snapshots,
+        backups=services.backups,
         powers=services.powers,
         rebuilds=services.rebuilds,
         dispatcher=services.dispatcher,

@@ -24,7 +24,10 @@ from api_service.app import LOG_FILE, PROG, Parts, behind_proxy, make_parts
 from api_service.health import check_broker
 from api_service.quotas import Streams
 from api_service.reaper import Reaper
+from api_service.rotation import Rotation
+from api_service.rotator import Rotator
 from api_service.status import StatusEndpoint
+from api_service.store.backups import BackupList
 from common import conf, daemon, log
 from common.errors import ConfigurationError, StillframeError
 from common.messages import API_TOPIC, RPC_VERSION
@@ -180,7 +183,8 @@ def _tls(settings: cfg.ConfigOpts) -> _Tls | None:
 
 
 def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
-    status = StatusEndpoint(parts.ledger, parts.inventory, parts.agents)
+    rotator = _rotator(settings, parts)
+    status = StatusEndpoint(parts.ledger, parts.inventory, parts.agents, rotator.poke)
     server = parts.transport.service(
         topic=API_TOPIC,
         host=socket.gethostname(),
@@ -199,8 +203,8 @@ def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
     )
     # The last to stop: the others may have something to tell at their end.
     services: list[daemon.Service] = [parts.outbox] if parts.outbox else []
-    services += [server, reaper]
-    checks = [reaper.alive]
+    services += [server, reaper, rotator]
+    checks = [reaper.alive, rotator.alive]
     if settings.api.serve_http:
         application = behind_proxy(parts.application, settings)
         http = HttpServer(application, settings, parts.streams)
@@ -212,6 +216,16 @@ def _daemon(settings: cfg.ConfigOpts, parts: Parts) -> daemon.Daemon:
         stop_timeout_s=settings.graceful_shutdown_timeout,
         reload=lambda: _reload(settings),
         healthy=lambda: all(check() for check in checks),
+    )
+
+
+def _rotator(settings: cfg.ConfigOpts, parts: Parts) -> Rotator:
+    backups = BackupList(parts.database)
+    return Rotator(
+        database=parts.database,
+        backups=backups,
+        rotation=Rotation(backups, parts.images),
+        interval_s=settings.api.dispatch_interval,
     )
 
 

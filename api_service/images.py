@@ -86,13 +86,17 @@ class ImageRecords(Protocol):
 
 
 def snapshot_record(
-    instance: Instance, caller: RequestContext, name: str, metadata: Mapping[str, str]
+    instance: Instance,
+    caller: RequestContext,
+    name: str,
+    metadata: Mapping[str, str],
+    backup_type: str | None = None,
 ) -> dict[str, Any]:
-    """Return the record of a snapshot's image, as Glance's v2 API takes it.
+    """Return the record of a snapshot's or (with a type) a backup's image, for Glance's v2 API.
 
-    The user's metadata comes last and may override (Nova's tested contract:
-    even `image_type`), so nothing of ours may be concluded from it later. Raises
-    BadRequest for metadata that would be no property but the record itself.
+    The user's metadata comes last and may override (Nova's tested contract: even
+    `image_type`, though not `backup_type`), so nothing of ours may be concluded from
+    it later. Raises BadRequest for metadata that would be no property but the record itself.
     """
     for key in metadata:
         if _is_reserved(key):
@@ -109,9 +113,10 @@ def snapshot_record(
         **inherited,
         "instance_uuid": instance.uuid,
         "user_id": caller.user_id or instance.user_id,
-        "image_type": "snapshot",
+        "image_type": "snapshot" if backup_type is None else "backup",
         **({"base_image_ref": instance.image_ref} if instance.image_ref else {}),
         **metadata,
+        **({} if backup_type is None else {"backup_type": backup_type}),
     }
     return {
         **properties,

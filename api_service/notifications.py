@@ -21,7 +21,11 @@ from common.states import ENDED, JobKind, JobState, PowerState
 VERSION = "1.0"
 
 #: Nova's word, where it is not ours.
-NAMES: dict[JobKind, str] = {JobKind.START: "power_on", JobKind.STOP: "power_off"}
+NAMES: dict[JobKind, str] = {
+    JobKind.BACKUP: "snapshot",
+    JobKind.START: "power_on",
+    JobKind.STOP: "power_off",
+}
 
 #: What is told of a job, and how loud.
 PHASES: dict[str, str] = {"start": "info", "progress": "info", "end": "info", "error": "error"}

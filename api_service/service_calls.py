@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from api_service import faults, powers, rebuilds, schemas, views
+from api_service.backups import Backups, BackupWish
 from api_service.dispatcher import Dispatcher
 from api_service.errors import Conflict, TooManyRequests
 from api_service.powers import Powers
@@ -25,7 +26,15 @@ from api_service.snapshots import Snapshots, SnapshotWish
 from api_service.store.records import Instance, Job
 from api_service.visibility import Visibility
 from common import context
-from common.calls import CallAnswer, CallError, JobCall, PowerCall, RebuildCall, SnapshotCall
+from common.calls import (
+    BackupCall,
+    CallAnswer,
+    CallError,
+    JobCall,
+    PowerCall,
+    RebuildCall,
+    SnapshotCall,
+)
 from common.context import RequestContext
 from common.errors import InstanceBusy
 from common.states import JobKind
@@ -33,6 +42,8 @@ from common.states import JobKind
 LOG = logging.getLogger(__name__)
 
 _SNAPSHOT_RULE = "os_compute_api:servers:create_image"
+_BACKUP_RULE = "os_compute_api:os-create-backup"
+_BACKUP_BODY = ("name", "backup_type", "rotation", "metadata")
 
 Work = Callable[["ServiceEndpoint", RequestContext, Mapping[str, Any]], Job]
 Method = Callable[..., dict[str, Any]]
@@ -80,6 +91,7 @@ class ServiceEndpoint:
         *,
         visibility: Visibility,
         snapshots: Snapshots,
+        backups: Backups,
         powers: Powers,
         rebuilds: Rebuilds,
         dispatcher: Dispatcher,
@@ -89,6 +101,7 @@ class ServiceEndpoint:
         self._authorizer = visibility.authorizer
         self._ledger = visibility.ledger
         self._snapshots = snapshots
+        self._backups = backups
         self._powers = powers
         self._rebuilds = rebuilds
         self._dispatcher = dispatcher
@@ -127,6 +140,28 @@ class ServiceEndpoint:
                 )
 
         return self._once(call.job_id, instance, JobKind.REBUILD, ask)
+
+    @_answered("backup_instance")
+    def backup_instance(self, caller: RequestContext, arguments: Mapping[str, Any]) -> Job:
+        """Take a backup (BackupCall)."""
+        call = BackupCall.from_wire(arguments)
+        wish = BackupWish(
+            name=call.name,
+            backup_type=call.backup_type,
+            rotation=call.rotation,
+            metadata=call.metadata,
+            options=call.options,
+        )
+        body = {name: getattr(wish, name) for name in _BACKUP_BODY}
+        schemas.validate(schemas.CREATE_BACKUP, {"createBackup": body})
+        instance = self._visibility.instance(caller, call.instance.uuid, _BACKUP_RULE)
+        self._authorizer.require_limit(caller, call.options.bandwidth_limit, instance.project_id)
+
+        def ask() -> Job:
+            with self._place():
+                return self._backups.request(caller, instance, wish, call.job_id or None)
+
+        return self._once(call.job_id, instance, JobKind.BACKUP, ask)
 
     pause_instance = _changes_power("pause_instance", lambda _: powers.PAUSE)
     unpause_instance = _changes_power("unpause_instance", lambda _: powers.UNPAUSE)

@@ -23,14 +23,17 @@ from api_service.errors import BadRequest, Conflict
 from api_service.images import ImageRecords
 from api_service.quotas import Quotas
 from api_service.store.ledger import Ledger
-from api_service.store.records import Instance, Job, NewJob
+from api_service.store.records import BackupTerms, Instance, Job, NewJob
 from common import clock
 from common.context import RequestContext
 from common.errors import DeadlinePassed, MalformedMessage, StillframeError
 from common.messages import SnapshotOptions
-from common.states import SNAPSHOT_VM_STATES, JobKind, TaskState
+from common.states import FIRST_TASK_STATE, SNAPSHOT_VM_STATES, JobKind
 
 LOG = logging.getLogger(__name__)
+
+#: What each kind is called where it is asked for (Nova's words).
+ACTIONS = {JobKind.SNAPSHOT: "createImage", JobKind.BACKUP: "createBackup"}
 
 _OPTION_PREFIX = "stillframe:"
 #: How the value of each option is read from the text that metadata is.
@@ -50,6 +53,13 @@ class SnapshotWish:
     name: str
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
     options: SnapshotOptions = dataclasses.field(default_factory=SnapshotOptions)
+    #: It is a backup, then: see `backups`.
+    backup: BackupTerms | None = None
+
+    @property
+    def kind(self) -> JobKind:
+        """What kind of job comes of it."""
+        return JobKind.BACKUP if self.backup else JobKind.SNAPSHOT
 
     @classmethod
     def of(cls, name: str, metadata: Mapping[str, str]) -> SnapshotWish:
@@ -92,25 +102,27 @@ class Snapshots:
         than the job may wait); then nothing is left behind.
         """
         self.quotas.require_metadata(len(wish.metadata))
-        _require_quiet(instance)
+        _require_quiet(instance, ACTIONS[wish.kind])
         self.agents.require_up(instance.host)
         # Before anything is reserved: it may find fault with the metadata.
-        record = images.snapshot_record(instance, caller, wish.name, wish.metadata)
+        type_ = wish.backup.backup_type if wish.backup else None
+        record = images.snapshot_record(instance, caller, wish.name, wish.metadata, type_)
         image_id, job_id = str(uuid.uuid4()), job_id or str(uuid.uuid4())
         deadline = clock.now() + dt.timedelta(seconds=self.accept_timeout_s)
         job = self.ledger.reserve(
             NewJob(
                 id=job_id,
-                kind=JobKind.SNAPSHOT,
+                kind=wish.kind,
                 instance=instance,
                 user_id=caller.user_id,
                 image_id=image_id,
                 options=wish.options.to_wire(),
                 context={**caller.to_dict(), "auth_token": None},
-                action="createImage",
-                task_state=TaskState.IMAGE_SNAPSHOT_PENDING,
+                action=ACTIONS[wish.kind],
+                task_state=FIRST_TASK_STATE[wish.kind],
                 deadline_at=deadline,
                 max_open=self.quotas.open_jobs,
+                backup=wish.backup,
             )
         )
         try:
@@ -122,9 +134,8 @@ class Snapshots:
         except Exception as error:
             self._undo(job, error)
             raise
-        by = (caller.user_id, caller.project_id)
-        what = (image_id, wish.name, job_id)
-        LOG.info("User %s of project %s asks for a snapshot: image %s (%s), job %s", *by, *what)
+        told = (caller.user_id, caller.project_id, wish.kind, image_id, wish.name, job_id)
+        LOG.info("User %s of project %s asks for a %s: image %s (%s), job %s", *told)
         return job
 
     def _undo(self, job: Job, error: Exception) -> None:
@@ -165,15 +176,15 @@ def _options(given: Mapping[str, str]) -> SnapshotOptions:
         raise BadRequest(f"Invalid input for field/attribute metadata. {error}") from None
 
 
-def _require_quiet(instance: Instance) -> None:
+def _require_quiet(instance: Instance, action: str) -> None:
     """Raise Conflict, in Nova's words, unless a snapshot may be asked for now."""
     if instance.task_state is not None:
         raise Conflict(
-            f"Cannot 'createImage' instance {instance.uuid} while it is in task_state "
+            f"Cannot '{action}' instance {instance.uuid} while it is in task_state "
             f"{instance.task_state}"
         )
     if instance.vm_state not in SNAPSHOT_VM_STATES:
         raise Conflict(
-            f"Cannot 'createImage' instance {instance.uuid} while it is in vm_state "
+            f"Cannot '{action}' instance {instance.uuid} while it is in vm_state "
             f"{instance.vm_state}"
         )

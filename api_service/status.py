@@ -10,6 +10,7 @@ contract.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from api_service.agents import Agents
@@ -28,10 +29,17 @@ _MIB = 2**20
 class StatusEndpoint:
     """The methods that agents call."""
 
-    def __init__(self, ledger: Ledger, inventory: Inventory, agents: Agents) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        inventory: Inventory,
+        agents: Agents,
+        backup_done: Callable[[], None] = lambda: None,
+    ) -> None:
         self._ledger = ledger
         self._inventory = inventory
         self._agents = agents
+        self._backup_done = backup_done
         self._refused: set[str | None] = set()
 
     def host_report(self, _caller: context.RequestContext, **arguments: Any) -> dict[str, Any]:
@@ -72,6 +80,8 @@ class StatusEndpoint:
             job = self._ledger.finish(outcome)
             if job is not None:
                 self._tell(outcome)
+                if job.rotation_due:
+                    self._backup_done()
             elif self._ledger.find(outcome.job_id) is None:
                 LOG.warning(
                     "Dropped the outcome of job %s, which names no ids: %s",
@@ -99,7 +109,8 @@ class StatusEndpoint:
         figures = outcome.capture
         paused = f"{figures.pause_ms:.1f} ms" if figures and figures.pause_ms else "not"
         LOG.info(
-            "Snapshot image %s active after %.1f s: %.0f MiB, guest paused %s, method %s",
+            "%s image %s active after %.1f s: %.0f MiB, guest paused %s, method %s",
+            outcome.kind.capitalize(),
             outcome.image_id,
             took_s,
             (outcome.size_bytes or 0) / _MIB,

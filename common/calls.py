@@ -10,7 +10,13 @@ import dataclasses
 import uuid
 
 from common.errors import MalformedMessage
-from common.messages import InstanceRef, PowerRequest, SnapshotOptions, require_uuid
+from common.messages import (
+    InstanceRef,
+    PowerRequest,
+    SnapshotOptions,
+    require_backup,
+    require_uuid,
+)
 from common.states import JobState
 from common.wire import Message
 
@@ -37,6 +43,18 @@ class SnapshotCall(Message):
                 "image_id is not taken here: the answer names the image; to fill a record of "
                 "your own, cast to the agent of the instance's host"
             )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BackupCall(SnapshotCall):
+    """Arguments of `backup_instance`: those of a snapshot, and how many of its type are kept."""
+
+    backup_type: str
+    rotation: int
+
+    def __post_init__(self) -> None:
+        SnapshotCall.__post_init__(self)
+        require_backup(self.backup_type, self.rotation)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,6 @@ R = TypeVar("R")
 FOUND_MAX = 10_000
 _PAGE_SIZE = 1000
 _NO_CONTENT = 204
-_CONFLICT = 409
 _GONE = (404, 410)
 _SERVER_ERROR = 500
 _DOWNLOAD_BYTES = 1 << 20
@@ -101,6 +100,8 @@ class Image:
     properties: dict[str, str]
     #: What a guest sees of it; None: Glance does not know.
     virtual_bytes: int | None = None
+    #: Glance deletes it for nobody.
+    is_protected: bool = False
     visibility: str = "private"
     #: As Glance writes times; empty: it does not tell.
     created_at: str = ""
@@ -300,7 +301,8 @@ class ImageService:
     def _update(self, image_id: str, changes: Mapping[str, Any]) -> None:
         # Not glanceclient's own `update`, which fetches the record first to find what differs.
         patch = [
-            {"op": "add", "path": f"/{_pointer(name)}", "value": value}
+            # Names as JSON pointers write them (RFC 6901).
+            {"op": "add", "path": "/" + name.replace("~", "~0").replace("/", "~1"), "value": value}
             for name, value in changes.items()
         ]
         self._http_client().patch(
@@ -342,11 +344,6 @@ class _SchemaCache:
         if name not in self._schemas:
             self._schemas[name] = glance_schemas.Controller(self._http_client()).get(name)
         return self._schemas[name]
-
-
-def _pointer(name: str) -> str:
-    """Escape a name for a JSON pointer (RFC 6901)."""
-    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _request_id() -> dict[str, str]:
@@ -394,6 +391,7 @@ def _image(record: Mapping[str, Any]) -> Image:
             if key not in _ATTRIBUTES and isinstance(value, str)
         },
         virtual_bytes=record.get("virtual_size"),
+        is_protected=bool(record.get("protected")),
         visibility=record.get("visibility") or "private",
         created_at=record.get("created_at") or "",
         updated_at=record.get("updated_at") or "",

@@ -22,6 +22,10 @@ API_TOPIC = "stillframe-api"
 #: MB/s: what no job's limit is above.
 LIMIT_MAX = 1_000_000
 
+#: How many backups of a type may be kept at the most: what every database can count to.
+ROTATION_MAX = 999_999_999
+_BACKUP_TYPE_MAX = 255
+
 #: Newest version of both interfaces; minor versions only add.
 RPC_VERSION = "1.4"
 HISTORY = {
@@ -37,8 +41,8 @@ HISTORY = {
         " show_job, cancel_job"
     ),
     "1.4": (
-        "rebuild_instance, on both topics; create_instance, delete_instance, verify_image;"
-        " a host tells its free disk"
+        "backup_instance, rebuild_instance on both topics; a report says of which type a backup is;"
+        " create_instance, delete_instance, verify_image; a host tells its free disk"
     ),
 }
 
@@ -124,6 +128,27 @@ class SnapshotRequest(Message):
         else:
             derived = uuid.uuid5(uuid.UUID(self.image_id), "stillframe-job")
             object.__setattr__(self, "job_id", str(derived))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BackupRequest(SnapshotRequest):
+    """Arguments of `backup_instance`: a snapshot, which takes the place of older ones of its type.
+
+    The agent only takes it. That `rotation` is kept to is the API's to see to,
+    which alone knows what other backups there are.
+    """
+
+    kind: typing.ClassVar[JobKind] = JobKind.BACKUP
+
+    #: Whatever the caller calls it ("daily"); each type is rotated by itself.
+    backup_type: str
+    #: How many of this type are kept, this one among them. None: rotation is somebody else's.
+    rotation: int | None = None
+
+    def __post_init__(self) -> None:
+        # `super()` does not find its class in one with slots.
+        SnapshotRequest.__post_init__(self)
+        require_backup(self.backup_type, self.rotation)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,9 +303,18 @@ def request_from_wire(kind: JobKind, wire: typing.Mapping[str, object]) -> JobRe
     """Rebuild a request of that kind; raise MalformedMessage naming the field that does not fit."""
     if kind in _OWN_REQUESTS:
         return _OWN_REQUESTS[kind].from_wire(wire)
+    if kind is JobKind.BACKUP:
+        return BackupRequest.from_wire(wire)
     if kind in IMAGE_KINDS:
         return SnapshotRequest.from_wire(wire)
     return PowerRequest.from_wire({**wire, "kind": kind})
+
+
+def backup_terms(request: JobRequest) -> dict[str, typing.Any]:
+    """Return what a report repeats of the request of a backup; nothing of any other."""
+    if not isinstance(request, BackupRequest):
+        return {}
+    return {"backup_type": request.backup_type, "rotation": request.rotation}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,6 +361,14 @@ def _require_own_job(request: CreateRequest | DeleteRequest | VerifyRequest, nam
     else:
         derived = uuid.uuid5(uuid.UUID(request.instance.uuid), name)
         object.__setattr__(request, "job_id", str(derived))
+
+
+def require_backup(backup_type: str, rotation: int | None) -> None:
+    """Raise MalformedMessage, naming the field, for a type or a rotation that cannot be kept."""
+    if len(backup_type) > _BACKUP_TYPE_MAX:
+        raise MalformedMessage(f"backup_type must not be longer than {_BACKUP_TYPE_MAX} characters")
+    if rotation is not None and not 0 <= rotation <= ROTATION_MAX:
+        raise MalformedMessage(f"rotation must be 0 to {ROTATION_MAX}, not {rotation!r}")
 
 
 def _require_limit(name: str, limit: int | None) -> None:

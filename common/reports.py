@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from common.errors import MalformedMessage
-from common.messages import RPC_VERSION, InstanceRef, require_uuid
+from common.messages import RPC_VERSION, InstanceRef, require_backup, require_uuid
 from common.messages import Flavor as Flavor
 from common.states import ENDED, IMAGE_KINDS, JobKind, JobState, PowerState
 from common.wire import Message
@@ -24,7 +24,13 @@ class JobAccepted(Message):
     host: str
     instance: InstanceRef
     image_id: str
+    #: Of a backup, as its request says them.
+    backup_type: str | None = None
+    rotation: int | None = None
     at: float
+
+    def __post_init__(self) -> None:
+        require_backup(self.backup_type or "", self.rotation)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +123,9 @@ class JobOutcome(Message):
     steps: tuple[StepTime, ...] = ()
     #: What the guest is doing now, where the job was to change that.
     power_state: PowerState | None = None
+    #: Of a backup, as its request says them.
+    backup_type: str | None = None
+    rotation: int | None = None
     accepted_at: float
     finished_at: float
 
@@ -125,6 +134,7 @@ class JobOutcome(Message):
             raise MalformedMessage(f"JobOutcome.state must be an end, not {str(self.state)!r}")
         if self.state is JobState.DONE and self.kind in IMAGE_KINDS:
             require_uuid("JobOutcome.image_id", self.image_id)
+        require_backup(self.backup_type or "", self.rotation)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

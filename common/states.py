@@ -74,6 +74,7 @@ class JobKind(enum.StrEnum):
     """What was asked for."""
 
     SNAPSHOT = "snapshot"
+    BACKUP = "backup"
     PAUSE = "pause"
     UNPAUSE = "unpause"
     START = "start"
@@ -87,7 +88,7 @@ class JobKind(enum.StrEnum):
 
 
 #: What makes an image; the others leave a job's image ids empty.
-IMAGE_KINDS = frozenset({JobKind.SNAPSHOT})
+IMAGE_KINDS = frozenset({JobKind.SNAPSHOT, JobKind.BACKUP})
 #: What gives an instance another disk, made of an image.
 DISK_KINDS = frozenset({JobKind.REBUILD})
 #: What only changes the power state.
@@ -103,6 +104,7 @@ REBUILD_VM_STATES = frozenset({VmState.ACTIVE, VmState.STOPPED, VmState.ERROR})
 #: What an instance is first shown to be at.
 FIRST_TASK_STATE: dict[JobKind, TaskState] = {
     JobKind.SNAPSHOT: TaskState.IMAGE_SNAPSHOT_PENDING,
+    JobKind.BACKUP: TaskState.IMAGE_BACKUP,
     JobKind.PAUSE: TaskState.PAUSING,
     JobKind.UNPAUSE: TaskState.UNPAUSING,
     JobKind.START: TaskState.POWERING_ON,

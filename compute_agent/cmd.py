@@ -13,7 +13,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from oslo_config import cfg
 from oslo_log import log as oslo_log
@@ -22,7 +22,7 @@ from common import conf, daemon, log, rpc
 from common.errors import ConfigurationError, StillframeError
 from common.glance import ImageService
 from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
-from common.states import POWER_KINDS, JobKind
+from common.states import DISK_KINDS, IMAGE_KINDS, POWER_KINDS, JobKind
 from compute_agent import release, snapshot
 from compute_agent.announcer import Announcer
 from compute_agent.capture.workspace import Directories
@@ -49,6 +49,8 @@ from compute_agent.tools import Settings, Tools
 from compute_agent.trial import Trials, TrialSettings
 
 LOG = logging.getLogger(__name__)
+
+Work = TypeVar("Work")
 
 PROG = "stillframe-compute"
 LOG_FILE = "n-cpu.log"
@@ -114,8 +116,7 @@ class Agent:
             reports=self.reporter,
         )
         endpoint = Endpoint(host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter)
-        undo = {JobKind.SNAPSHOT: self.pipeline.recover, JobKind.REBUILD: self.rebuilds.recover}
-        undo |= births.undo
+        undo = _of_kinds(self.pipeline.recover, self.rebuilds.recover) | births.undo
         recovery = Recovery(undo, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter)
         recovery.sweep = births.sweep
         server = _server(settings, transport, endpoint)
@@ -130,8 +131,7 @@ class Agent:
 
     def _runners(self) -> dict[JobKind, Runner]:
         return {
-            JobKind.SNAPSHOT: self.pipeline.run,
-            JobKind.REBUILD: self.rebuilds.run,
+            **_of_kinds(self.pipeline.run, self.rebuilds.run),
             **dict.fromkeys(POWER_KINDS, self.powers.run),
         }
 
@@ -344,6 +344,11 @@ def _snapshot_settings(settings: cfg.ConfigOpts) -> Settings:
         upload_retries=settings.glance.num_retries,
         progress_log_interval_s=settings.agent.progress_log_interval,
     )
+
+
+def _of_kinds(of_images: Work, of_disks: Work) -> dict[JobKind, Work]:
+    """Return what does the jobs that make images, and those that make disks, by kind."""
+    return dict.fromkeys(IMAGE_KINDS, of_images) | dict.fromkeys(DISK_KINDS, of_disks)
 
 
 def _rebuild_settings(settings: cfg.ConfigOpts) -> RebuildSettings:

@@ -27,6 +27,7 @@ from common.messages import (
     JobAdjust,
     JobCancel,
     JobRequest,
+    backup_terms,
     method_of,
     request_from_wire,
 )
@@ -60,6 +61,10 @@ class Endpoint:
     def snapshot_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
         """Take a snapshot of `instance` into the image `image_id` (see SnapshotRequest)."""
         self._take(caller, JobKind.SNAPSHOT, arguments)
+
+    def backup_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Take a backup of `instance`: a snapshot of a type (see BackupRequest)."""
+        self._take(caller, JobKind.BACKUP, arguments)
 
     def pause_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
         """Stop the vCPUs of `instance` (see PowerRequest)."""
@@ -177,6 +182,7 @@ class Endpoint:
             host=self._host,
             instance=request.instance,
             image_id=request.image_id,
+            **backup_terms(request),
             at=clock.epoch_s(),
         )
         self._reporter.accepted(caller, message)

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from common import clock, context
 from common.errors import CaptureFailed, JobCancelled, JobInterrupted, StillframeError
-from common.messages import JobRequest, RebuildRequest, SnapshotRequest
+from common.messages import JobRequest, RebuildRequest, SnapshotRequest, backup_terms
 from common.reports import CaptureFigures, DiskImage, JobOutcome, JobProgress, StepTime
 from common.states import IMAGE_KINDS, QUICK_KINDS, JobKind, JobState, PowerState, TaskState
 from compute_agent.journal import Entry
@@ -141,6 +141,7 @@ class Job:
             images=tuple(self.result.images),
             steps=tuple(self._steps),
             power_state=self.result.power_state,
+            **backup_terms(self.entry.request),
             accepted_at=self.entry.accepted_at,
             finished_at=clock.epoch_s(),
         )

@@ -205,6 +205,12 @@ _REFUSALS = (
     ),
     (_is_no_file, "its root disk is no file of its host"),
     (
+        lambda guest, _domain, disk: (
+            guest.is_active() and guest.source_path(disk.target) != disk.path
+        ),
+        "it runs from another disk than its definition names; switch it off and on first",
+    ),
+    (
         _names_what_is_below,
         "its definition names the files below its root disk; have that part removed",
     ),

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from common.errors import CaptureFailed, InstanceNotFound, StillframeError
 from common.reports import CaptureFigures, DiskImage
-from common.states import TaskState
+from common.states import JobKind, TaskState
 from compute_agent import release, watch
 from compute_agent.disks.nbd import NbdError
 from compute_agent.guest.domain import Guest
@@ -144,6 +144,11 @@ STEPS: tuple[Step, ...] = (
 #: What is left of a snapshot whose frozen view outlived an agent.
 _GOING_ON = STEPS[[step.name for step in STEPS].index("stream") :]
 
+_UNTIL_UPLOAD = {
+    JobKind.SNAPSHOT: TaskState.IMAGE_SNAPSHOT,
+    JobKind.BACKUP: TaskState.IMAGE_BACKUP,
+}
+
 #: Steps that a journal entry can name, i.e. whose begin is recorded.
 JOURNALLED = tuple(step.name for step in STEPS if not step.silent)
 
@@ -240,7 +245,14 @@ class Pipeline:
         if not step.final:
             run.job.raise_if_stopped()
         self._tools.journal.begin_step(run.job.entry.job_id, step.name, facts_of(run))
-        run.job.tell(step.task_state)
+        run.job.tell(_task_state(step, run.job))
+
+
+def _task_state(step: Step, job: Job) -> TaskState:
+    """Return what a step is shown as: until its upload, a backup is as Nova calls it."""
+    if step.task_state is TaskState.IMAGE_SNAPSHOT:
+        return _UNTIL_UPLOAD[job.request.kind]
+    return step.task_state
 
 
 def _undo(begun: list[Step], run: Run) -> None:

@@ -102,6 +102,7 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
     *(
         (rule, _MEMBER_OR_ADMIN, what, [("POST", f"/servers/{{id}}/action ({action})")])
         for rule, what, action in (
+            ("os_compute_api:os-create-backup", "Take a backup of a server.", "createBackup"),
             ("os_compute_api:os-pause-server:pause", "Pause a server.", "pause"),
             ("os_compute_api:os-pause-server:unpause", "Unpause a server.", "unpause"),
             (f"{_SERVERS}:start", "Start a server.", "os-start"),
@@ -179,7 +180,10 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
         "stillframe:jobs:bandwidth_limit",
         _MEMBER_OR_ADMIN,
         "Choose how fast a snapshot may read; a very low limit occupies its host's slot for long.",
-        [("POST", "/servers/{id}/action (createImage, stillframe:bandwidth_limit)")],
+        [
+            ("POST", f"/servers/{{id}}/action ({action}, stillframe:bandwidth_limit)")
+            for action in ("createImage", "createBackup")
+        ],
     ),
     (
         "stillframe:jobs:index",

@@ -10,6 +10,7 @@ from typing import Any
 import falcon
 
 from api_service.agents import Agents
+from api_service.backups import Backups
 from api_service.dispatcher import Dispatcher
 from api_service.lifecycle import Lifecycle
 from api_service.policies import Authorizer
@@ -35,6 +36,7 @@ class Services:
     ledger: Ledger
     agents: Agents
     snapshots: Snapshots
+    backups: Backups
     powers: Powers
     lifecycle: Lifecycle
     rebuilds: Rebuilds

@@ -11,7 +11,7 @@ import falcon
 from jsonschema import Draft202012Validator, FormatChecker
 
 from api_service.errors import BadRequest, RequestTooLarge
-from common.messages import LIMIT_MAX
+from common.messages import LIMIT_MAX, ROTATION_MAX
 
 #: No honest request to this API comes near it.
 MAX_BODY_BYTES = 114_688
@@ -45,6 +45,34 @@ CREATE_IMAGE = Draft202012Validator(
             }
         },
         "required": ["createImage"],
+        "additionalProperties": False,
+    }
+)
+
+
+CREATE_BACKUP = Draft202012Validator(
+    {
+        "type": "object",
+        "properties": {
+            "createBackup": {
+                "type": "object",
+                "properties": {
+                    "name": _NAME,
+                    "backup_type": {"type": "string", "maxLength": 255},
+                    # Nova takes the number as text, too.
+                    "rotation": {
+                        "type": ["integer", "string"],
+                        "minimum": 0,
+                        "maximum": ROTATION_MAX,
+                        "pattern": r"^[0-9]{1,9}\Z",
+                    },
+                    "metadata": METADATA_ITEMS,
+                },
+                "required": ["name", "backup_type", "rotation"],
+                "additionalProperties": False,
+            }
+        },
+        "required": ["createBackup"],
         "additionalProperties": False,
     }
 )
@@ -101,6 +129,7 @@ RESET_STATE = _action(
 #: What `POST /servers/{id}/action` may be.
 ACTIONS = (
     CREATE_IMAGE,
+    CREATE_BACKUP,
     PAUSE,
     UNPAUSE,
     START,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from api_service.store.models import JobRow
@@ -18,6 +19,7 @@ NOTHING_DONE: dict[str, Any] = {
     "images": [],
     "discard_image": False,
     "limit_due": False,
+    "rotation_due": False,
 }
 
 
@@ -37,5 +39,6 @@ def new_row(new: NewJob) -> JobRow:
         castable=new.castable,
         created_at=clock.now(),
         deadline_at=new.deadline_at,
+        **(dataclasses.asdict(new.backup) if new.backup else {}),
         **NOTHING_DONE,
     )

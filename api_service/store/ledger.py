@@ -23,7 +23,6 @@ from common import clock
 from common.errors import InstanceBusy, InstanceNotFound
 from common.reports import JobAccepted, JobOutcome, JobProgress
 from common.states import (
-    DISK_KINDS,
     ENDED,
     EVENT_OF_OUTCOME,
     FIRST_TASK_STATE,
@@ -32,6 +31,7 @@ from common.states import (
     VM_STATE_OF_POWER_STATE,
     IllegalTransition,
     JobEvent,
+    JobKind,
     JobState,
     PowerState,
     TaskState,
@@ -136,13 +136,9 @@ class Ledger:
             total = total or outcome.size_bytes or 0
             # The image may be another than was asked for, if the first failed its verification.
             values |= {"bytes_done": total, "bytes_total": total, "image_id": outcome.image_id}
-        shown: dict[str, Any] = {}
-        if outcome.state is JobState.DONE and outcome.kind in DISK_KINDS:
-            # At once, not with the next report: whoever waits for the job looks now.
-            shown["image_ref"] = outcome.image_id
-        return self._end(
-            outcome.job_id, EVENT_OF_OUTCOME[outcome.state], values, outcome.power_state, shown
-        )
+            values["rotation_due"] = outcome.kind is JobKind.BACKUP
+        event, shown = EVENT_OF_OUTCOME[outcome.state], records.shown_by(outcome)
+        return self._end(outcome.job_id, event, values, outcome.power_state, shown)
 
     def fail(self, job_id: str, reason: str, reason_code: str) -> Job | None:
         """End a job in error for a reason of the API's own; None if it had ended."""
@@ -223,6 +219,8 @@ class Ledger:
                 created_at=now,
                 deadline_at=now,
                 accepted_at=now,
+                backup_type=report.backup_type,
+                rotation=report.rotation,
                 **job_rows.NOTHING_DONE,
             )
             session.add(row)

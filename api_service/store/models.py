@@ -162,6 +162,8 @@ class JobRow(Base):
         Index("ix_jobs_host", "host", "created_at", "id"),
         Index("ix_jobs_quota", "project_id", "state", "kind"),
         Index("ix_jobs_discard", "discard_image"),
+        Index("ix_jobs_backups", "instance_uuid", "backup_type", "created_at", "id"),
+        Index("ix_jobs_rotation", "rotation_due"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -207,6 +209,14 @@ class JobRow(Base):
     #: Somebody asked for the job's end; its agent has not ended it yet.
     cancel_asked_at: Mapped[dt.datetime | None]
     finished_at: Mapped[dt.datetime | None]
+    #: Of a backup: as its user calls it, and how many of them are kept (None: as a policy says).
+    backup_type: Mapped[str | None] = mapped_column(Words(255))
+    rotation: Mapped[int | None] = mapped_column(Integer)
+    policy_id: Mapped[str | None] = mapped_column(String(36))
+    #: The backup is done, and those whose place it takes have not been removed.
+    rotation_due: Mapped[bool] = mapped_column(server_default=false())
+    #: When a rotation removed its images, or found that its user had.
+    removed_at: Mapped[dt.datetime | None]
 
 
 class ProjectRow(Base):

@@ -144,6 +144,18 @@ class Job:
     discard_image: bool
     cancel_asked_at: dt.datetime | None
     finished_at: dt.datetime | None
+    #: Of a backup; `rotation` None: as its policy says.
+    backup_type: str | None
+    rotation: int | None
+    policy_id: str | None
+    rotation_due: bool
+    #: Its images were removed by a rotation, or found gone.
+    removed_at: dt.datetime | None
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """The images that it made, the root disk's first; of an open job only that is known."""
+        return tuple(image.image_id for image in self.images) or (self.image_id,)
 
     @property
     def instance(self) -> InstanceRef:
@@ -151,6 +163,17 @@ class Job:
         return InstanceRef(
             uuid=self.instance_uuid, project_id=self.project_id, user_id=self.user_id
         )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BackupTerms:
+    """What makes a snapshot a backup."""
+
+    #: As its user calls it ("daily"); each type of an instance is rotated by itself.
+    backup_type: str
+    #: How many are kept, this one among them; None: as the policy `policy_id` says.
+    rotation: int | None
+    policy_id: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +195,7 @@ class NewJob:
     castable: bool = False
     #: How many such jobs the project may have open, this one among them; None: any number.
     max_open: int | None = None
+    backup: BackupTerms | None = None
 
 
 #: Told of a job as it was before (None: nobody knew of it) and as it is.
@@ -226,6 +250,12 @@ def job(row: JobRow) -> Job:
 def options_of(report: JobAccepted | JobOutcome) -> dict[str, Any]:
     """Return what a report tells of what an agent was asked for by somebody else."""
     return {"image_id": report.image_id} if report.kind in DISK_KINDS else {}
+
+
+def shown_by(outcome: JobOutcome) -> dict[str, Any]:
+    """Return what of an instance an outcome changes, before its host's next report tells it."""
+    is_rebuilt = outcome.state is JobState.DONE and outcome.kind in DISK_KINDS
+    return {"image_ref": outcome.image_id} if is_rebuilt else {}
 
 
 def _fields_of(kind: type[Any], row: object, but: Collection[str] = frozenset()) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from common.reports import StepTime
 from common.states import ENDED, JobKind, JobState
 
 #: Nova's names, where they are not the kind's own.
-_ACTIONS = {JobKind.SNAPSHOT: "createImage"}
+_ACTIONS = {JobKind.SNAPSHOT: "createImage", JobKind.BACKUP: "createBackup"}
 _UPDATED_AT = Version(2, 58)
 _HOST_ID = Version(2, 62)
 _DETAILS = Version(2, 84)

@@ -45,6 +45,7 @@ OPTS = [
         "freeze_timeout",
         default=5.0,
         min=1.0,
+        mutable=True,
         help="Seconds that a guest agent may take to freeze, or to thaw, the file systems.",
     ),
     cfg.StrOpt(

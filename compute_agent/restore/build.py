@@ -69,7 +69,9 @@ def _place(job: Work, proven: ProvenImage, wish: DiskWish, settings: RestoreSett
         needed_bytes = tool.measure(proven.path, proven.format)
         require_room(target.parent, needed_bytes, settings, proven.image)
         LOG.info("Converting image %s, %s, to %s", proven.image.id, proven.format, target_format)
-        tool.convert(proven.path, proven.format, target, target_format)
+        # A raw file is as long as the disk, whatever of it is a hole.
+        most_bytes = proven.virtual_bytes if target_format == "raw" else needed_bytes
+        tool.convert(proven.path, proven.format, target, target_format, most_bytes=most_bytes)
         proven.path.unlink()
     if wish.base_path is None and proven.virtual_bytes < wish.size_bytes:
         qemu_img.grow(target, target_format, wish.size_bytes)

@@ -37,7 +37,7 @@ LOG = logging.getLogger(__name__)
 _AHEAD_BYTES = 8 << 20
 #: Zeros are left out in pieces of this size.
 _HOLE_BYTES = 64 << 10
-_ZEROS = bytes(1 << 20)
+_ZEROS = bytes(_HOLE_BYTES)
 _BACKOFF_S = (1.0, 3.0, 10.0, 30.0)
 #: How much is written between two looks at the space that is left.
 _LOOK_BYTES = 64 << 20
@@ -243,14 +243,10 @@ def _differs(image: Image, what: str) -> VerifyFailed:
 
 def _write_sparse(file: BinaryIO, buffer: Buffer) -> None:
     """Write what is not zeros; where the rest would be, leave a hole."""
-    length = len(buffer)
-    if buffer == memoryview(_ZEROS)[:length]:
-        file.seek(length, os.SEEK_CUR)
-        return
-    view = memoryview(buffer)
-    for at in range(0, length, _HOLE_BYTES):
-        piece = view[at : at + _HOLE_BYTES]
-        if piece == memoryview(_ZEROS)[: len(piece)]:
+    data = bytes(buffer)  # no copy: it is bytes already
+    for at in range(0, len(data), _HOLE_BYTES):
+        piece = data[at : at + _HOLE_BYTES]
+        if piece == _ZEROS[: len(piece)]:
             file.seek(len(piece), os.SEEK_CUR)
         else:
             file.write(piece)

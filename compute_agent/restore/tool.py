@@ -26,6 +26,7 @@ from compute_agent.restore.model import RestoreSettings, Work
 _SLACK_BYTES = 16 << 20
 #: `qemu-img check`: nothing wrong, errors found, clusters leaked.
 _CHECKED = (0, 2, 3)
+_SECTOR = 512
 _NO_PARENT_CID = 0xFFFFFFFF
 _VMDK_TYPES = ("monolithicSparse", "streamOptimized")
 
@@ -50,10 +51,10 @@ class Tool:
         if _leads_elsewhere(found, path) or found.get("encrypted"):
             raise self._unsafe("it is encrypted or needs other files")
         is_disk = verdict.is_disk and self._is_tidy(path)
-        if verdict.format == "qcow2" and found["virtual-size"] != verdict.virtual_bytes:
+        # Rounded up: to whole sectors, a VHD's to whole cylinders.
+        virtual_bytes = int(found["virtual-size"])
+        if verdict.format == "qcow2" and not 0 <= virtual_bytes - verdict.virtual_bytes < _SECTOR:
             raise self._unsafe("its size is not what its header says")
-        # A VHD's is rounded up to whole cylinders.
-        virtual_bytes = max(int(found["virtual-size"]), verdict.virtual_bytes)
         return Verdict(format=verdict.format, virtual_bytes=virtual_bytes, is_disk=is_disk)
 
     def measure(self, path: Path, image_format: str) -> int:
@@ -64,14 +65,19 @@ class Tool:
         )
         return int(json.loads(output)["required"])
 
-    def convert(self, path: Path, image_format: str, target: Path, target_format: str) -> None:
-        """Write the image, and all it lies on, as one whole; killed if that grows too large.
+    def convert(
+        self,
+        path: Path,
+        image_format: str,
+        target: Path,
+        target_format: str,
+        *,
+        most_bytes: int,
+    ) -> None:
+        """Write the image, and all it lies on, as one whole of no more than `most_bytes`.
 
         Raises UnsafeImage.
         """
-        most_bytes = self._described(path, image_format)["virtual-size"]
-        if target_format != "raw":
-            most_bytes = self.measure(path, image_format)
         self._run(
             [
                 *("convert", "-q", "-f", image_format, "-O", target_format),

@@ -17,6 +17,7 @@ from oslo_config import cfg
 from api_service.agent_client import AgentClient
 from api_service.agents import Agents
 from api_service.app import make_application, make_calls
+from api_service.backups import Backups
 from api_service.dispatcher import Dispatcher
 from api_service.lifecycle import Lifecycle
 from api_service.placement import Placement
@@ -26,8 +27,11 @@ from api_service.quotas import Quotas, Rates, Streams
 from api_service.reaper import Reaper
 from api_service.rebuilds import Rebuilds
 from api_service.resources.services import Services
+from api_service.rotation import Rotation
+from api_service.rotator import Rotator
 from api_service.snapshots import Snapshots
 from api_service.status import StatusEndpoint
+from api_service.store.backups import BackupList
 from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
@@ -133,12 +137,16 @@ class Cloud:
         client = AgentClient(casts, self.agents.clock_offset_s)  # type: ignore[arg-type]
         self.dispatcher = ShownDispatcher(self.ledger, client)
         self.dispatcher.casts = casts
-        self.status = StatusEndpoint(self.ledger, self.inventory, self.agents)
+        self.rotator = self.make_rotator()
+        self.status = StatusEndpoint(
+            self.ledger, self.inventory, self.agents, lambda: self.rotator.poke()
+        )
         self.reaper = self.make_reaper()
         #: The sizes that new servers may have: none, unless a test says so.
         self.flavors: dict[str, Flavor] = {}
         self.health: dict[str, Callable[[], Any]] = {"database": lambda: None}
         self.services = services = self._services()
+        self.backups = services.backups
         self.http = testing.TestClient(make_application(services))
         self.calls = make_calls(services, most_at_once=CALLS_AT_ONCE)
 
@@ -163,6 +171,16 @@ class Cloud:
             is_consuming=is_consuming,
         )
 
+    def make_rotator(self, *, interval_s: float = 0.0) -> Rotator:
+        """Return a rotator, not started; a test calls `round` itself."""
+        backups = BackupList(self.database)
+        return Rotator(
+            database=self.database,
+            backups=backups,
+            rotation=Rotation(backups, self.images),
+            interval_s=interval_s,
+        )
+
     def _services(self) -> Services:
         conf = cfg.ConfigOpts()
         conf([], project="stillframe", default_config_files=[], default_config_dirs=[])
@@ -184,6 +202,7 @@ class Cloud:
             ledger=self.ledger,
             agents=self.agents,
             snapshots=snapshots,
+            backups=Backups(snapshots=snapshots),
             overrides=overrides,
             powers=Powers(
                 ledger=self.ledger,
@@ -247,6 +266,11 @@ class Cloud:
     def snapshot(self, uuid: str, name: str = "nightly", **changes: Any) -> Any:
         """Ask for a snapshot."""
         return self.act(uuid, {"createImage": {"name": name}}, **changes)
+
+    def backup(self, uuid: str, rotation: int = 1, **changes: Any) -> Any:
+        """Ask for a backup: `daily`, unless something else is said."""
+        body = {"name": "nightly", "backup_type": "daily", "rotation": rotation, **changes}
+        return self.act(uuid, {"createBackup": body})
 
     def server(self, uuid: str, who: str = "admin:ops") -> dict[str, Any]:
         """Return a server's body, as the administrator sees it."""

@@ -37,6 +37,7 @@ ON_EVERY_DATABASE = frozenset(
         "test_keeping_promises",
         "test_quotas",
         "test_reports",
+        "test_rotation",
         "test_server_lists",
     )
 )

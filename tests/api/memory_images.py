@@ -88,6 +88,8 @@ class MemoryImages:
         """Delete a record; one that is gone is fine."""
         self._fail()
         with self._lock:
+            if self.records.get(image_id, {}).get("protected"):
+                raise ImageRefused(f"Image {image_id} is protected and cannot be deleted.", 403)
             self.deleted.append(image_id)
             self.records.pop(image_id, None)
 
@@ -150,6 +152,7 @@ class MemoryImages:
             min_ram_mib=record.get("min_ram", 0),
             properties=properties,
             virtual_bytes=record.get("virtual_size"),
+            is_protected=record.get("protected", False),
             visibility=record.get("visibility", "private"),
             created_at=record.get("created_at", ""),
             updated_at=record.get("updated_at", ""),

@@ -53,6 +53,21 @@ def data(event: Event) -> dict[str, Any]:
     return found
 
 
+def test_a_rebuild_is_told_by_novas_names_and_its_image_is_the_instances(
+    cloud: Cloud, instance: InstanceRecord, told: ToldAtOnce
+) -> None:
+    image_id = cloud.images.add(owner="p-demo", size=1)
+    cloud.act(instance.uuid, {"rebuild": {"imageRef": image_id}})
+    ids = cloud.casts.next()["job_id"], instance.uuid, image_id
+    about: dict[str, Any] = {"kind": JobKind.REBUILD}
+    cloud.report("job_accepted", agent_says.accepted(*ids, **about))
+    about |= {"capture": None, "power_state": PowerState.RUNNING}
+    cloud.report("job_finished", agent_says.finished(*ids, **about))
+    assert told.names() == ["instance.rebuild.start", "instance.rebuild.end"]
+    payload = data(told.events[-1])
+    assert (payload["snapshot_image_id"], payload["image_uuid"]) == (None, image_id)
+
+
 def test_a_snapshot_is_told_from_start_to_end(
     cloud: Cloud, instance: InstanceRecord, told: ToldAtOnce
 ) -> None:

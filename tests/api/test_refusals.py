@@ -13,11 +13,6 @@ from tests.api.clouds import Cloud, headers
 DEMO, OTHER = "demo:p-demo", "eve:p-other"
 REFUSED = [
     ("DELETE", "/servers/{uuid}", None),
-    (
-        "POST",
-        "/servers/{uuid}/action",
-        {"createBackup": {"name": "b", "backup_type": "daily", "rotation": 1}},
-    ),
 ]
 
 

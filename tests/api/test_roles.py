@@ -29,6 +29,12 @@ MATRIX: tuple[tuple[str, str, Any, set[str]], ...] = (
     ("PUT", f"{SERVER}/metadata", {"metadata": {"k": "v"}}, MEMBERS),
     ("PUT", f"{SERVER}/metadata/k", {"meta": {"k": "v"}}, MEMBERS),
     ("POST", ACTION, {"createImage": {"name": "x"}}, MEMBERS),
+    (
+        "POST",
+        ACTION,
+        {"createBackup": {"name": "x", "backup_type": "daily", "rotation": 1}},
+        MEMBERS,
+    ),
     ("POST", ACTION, {"pause": None}, MEMBERS),
     ("POST", ACTION, {"os-stop": None}, MEMBERS),
     ("POST", ACTION, {"reboot": {"type": "HARD"}}, MEMBERS),

@@ -18,6 +18,7 @@ PACKAGES = ("common", "api_service", "compute_agent")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 #: Described as a method's arguments, not as a message.
 ARGUMENTS = {
+    messages.BackupRequest,
     messages.InstanceRef,
     messages.JobAdjust,
     messages.JobCancel,
@@ -28,6 +29,7 @@ ARGUMENTS = {
     messages.VerifyRequest,
     messages.SnapshotOptions,
     messages.SnapshotRequest,
+    calls.BackupCall,
     calls.JobCall,
     calls.PowerCall,
     calls.RebuildCall,

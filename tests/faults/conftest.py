@@ -13,7 +13,7 @@ from tests.functional.conftest import (  # noqa: F401 # fixtures
     _base_image_is_never_touched,
     accelerator,
     agent_options,
-    base_image_sha256,
+    base_image,
     cloud,
     glance_venv,
     guest_image,
@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def extra_config() -> str:
-    """As the functional tests have it; an agent that stays away is given up soon."""
+    """Slow enough for a fault to hit an upload; an agent that stays away is given up soon."""
     return "bandwidth_limit = 25\n[api]\njob_silence_timeout = 10\n[capture]"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,9 +63,9 @@ def clock(
 
 @pytest.mark.parametrize("jump", _JUMPS_S)
 def test_the_clock_jumps_in_an_upload(
-    cloud: Cloud, new_guest: Callable[..., Guest], tmp_path: Path, clock: Clock, jump: str
+    cloud: Cloud, running_guest: Guest, tmp_path: Path, clock: Clock, jump: str
 ) -> None:
-    guest, where = new_guest(), f"the clock jumps {jump}"
+    guest, where = running_guest, f"the clock jumps {jump}"
     asked = ask(cloud, guest)
     wait_for(lambda: asked.job()["bytes_done"] > 0, "bytes on their way")
     clock.jump(_JUMPS_S[jump])

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.faults import checks
-from tests.functional.conftest import small_file_system, started
+from tests.functional.conftest import booted, small_file_system, started
 from tests.functional.snapshots import ask, post_action, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
@@ -27,6 +27,12 @@ def cloud(make_cloud: Callable[..., Cloud]) -> Iterator[Cloud]:
     cloud = make_cloud("small-state")
     with small_file_system(cloud.directory / "state", size_mib=32), started(cloud):
         yield cloud
+
+
+@pytest.fixture(scope="module")
+def guest(cloud: Cloud) -> Iterator[Guest]:
+    with booted(cloud) as guest:
+        yield guest
 
 
 @contextlib.contextmanager
@@ -47,10 +53,7 @@ def full(cloud: Cloud) -> Iterator[None]:
         ballast.unlink()
 
 
-def test_it_is_full_in_the_upload(
-    cloud: Cloud, new_guest: Callable[..., Guest], tmp_path: Path
-) -> None:
-    guest = new_guest()
+def test_it_is_full_in_the_upload(cloud: Cloud, guest: Guest, tmp_path: Path) -> None:
     asked = ask(cloud, guest)
     wait_for(lambda: asked.job()["step"] == "stream", "the upload")
     with full(cloud):
@@ -64,10 +67,7 @@ def test_it_is_full_in_the_upload(
     assert ask(cloud, guest).ended()["state"] == "done", "nobody had to start anything again"
 
 
-def test_it_is_full_when_a_snapshot_is_asked_for(
-    cloud: Cloud, new_guest: Callable[..., Guest], tmp_path: Path
-) -> None:
-    guest = new_guest()
+def test_it_is_full_when_a_snapshot_is_asked_for(cloud: Cloud, guest: Guest) -> None:
     with full(cloud):
         answer = post_action(cloud, guest, BODY)
         assert answer.status_code in (requests.codes.accepted, requests.codes.unavailable)

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oslo_concurrency import lockutils
 
 from tests.functional.meddler import Meddler
-from tools.stack import glance as glance_tools
+from tools.stack import prepare
 from tools.stack.cloud import Cloud
-from tools.stack.guest import Guest, GuestWish, build_image, choose_accelerator
+from tools.stack.guest import Guest, GuestWish
+from tools.stack.prepare import CACHE, ROOT, alone
 
-ROOT = Path(__file__).parents[2]
-CACHE = ROOT / ".demo" / "cache"
+__all__ = ["CACHE", "ROOT", "alone"]  # for the tests
 
 meddlers: dict[Path, Meddler] = {}
 SCRATCH_MIB = 1024
@@ -36,40 +35,28 @@ def python() -> str:
     return sys.executable
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Keep the other test processes out while something is put into the cache."""
-    with lockutils.external_lock("cache.lock", lock_path=str(CACHE.parent)):
-        yield
-
-
 @pytest.fixture(scope="session")
 def guest_image() -> Path:
     """The test guest: kernel, initrd and a small disk."""
-    with alone():
-        return build_image(CACHE / "test-guest", size_mib=512, payload_mib=48)
+    return prepare.guest_image()
 
 
 @pytest.fixture(scope="session")
-def accelerator(guest_image: Path) -> str:
+def accelerator() -> str:
     """KVM where it really works, software emulation elsewhere."""
-    with alone():
-        return choose_accelerator(guest_image, CACHE / "accelerator")
+    return prepare.accelerator()
 
 
 @pytest.fixture(scope="session")
 def glance_venv() -> Path:
     """PyPI's Glance."""
-    venv = CACHE / "venv-glance"
-    with alone():
-        glance_tools.make_venv(venv)
-    return venv
+    return prepare.glance_venv()
 
 
 @pytest.fixture(scope="session")
 def extra_config() -> str:
-    """Slow enough that a test can do something in the middle of an upload."""
-    return "bandwidth_limit = 25"
+    """Lines for [capture]; a test that acts in the middle of an upload asks for a slow one."""
+    return ""
 
 
 @pytest.fixture(scope="session")
@@ -118,22 +105,49 @@ def cloud(make_cloud: Callable[..., Cloud]) -> Iterator[Cloud]:
             yield cloud
 
 
+@contextlib.contextmanager
+def connected_to(cloud: Cloud, transport_url: str) -> Iterator[None]:
+    """Restart the daemons of a cloud with another way to a broker, and at the end with its own."""
+    own = cloud.transport_url
+    try:
+        _connect(cloud, transport_url)
+        yield
+    finally:
+        _connect(cloud, own)
+
+
+def _connect(cloud: Cloud, transport_url: str) -> None:
+    cloud.transport_url = transport_url
+    cloud.agent.stop()
+    cloud.api.stop()
+    cloud.start_daemons()
+
+
 @pytest.fixture(scope="session")
-def base_image_sha256(guest_image: Path) -> str:
-    """Hash of the image that the guests' disks lie on, before any test."""
-    return _sha256(guest_image / "disk.qcow2")
+def base_image(guest_image: Path) -> Iterator[Path]:
+    """The image that the guests' disks lie on; at the end it has the same bytes."""
+    image = guest_image / "disk.qcow2"
+    before = _sha256(image)
+    yield image
+    assert _sha256(image) == before
 
 
 @pytest.fixture(autouse=True)
 def _base_image_is_never_touched(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Other instances may share it: whatever a test does, it stays as it was."""
+    """Other instances may share it: whatever a test does, nobody writes to it."""
     if "cloud" not in request.fixturenames:
         yield
         return
-    image: Path = request.getfixturevalue("guest_image")
-    before: str = request.getfixturevalue("base_image_sha256")
+    image: Path = request.getfixturevalue("base_image")
+    before = _last_written(image)
     yield
-    assert _sha256(image / "disk.qcow2") == before
+    assert _last_written(image) == before
+
+
+def _last_written(path: Path) -> tuple[int, int, int]:
+    """Return what each write to a file changes: it is much cheaper than a hash."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _sha256(path: Path) -> str:
@@ -164,7 +178,7 @@ def meddler(cloud: Cloud) -> Iterator[Meddler]:
 
 @pytest.fixture
 def agent_options(cloud: Cloud) -> Iterator[Callable[..., None]]:
-    """Give the running agent other mutable options for one test: lines of [capture]."""
+    """Give the agent other mutable options for one test: lines of [capture]."""
     yield cloud.reconfigure_agent
     cloud.reconfigure_agent()
 
@@ -188,12 +202,21 @@ def new_guest(cloud: Cloud) -> Iterator[Callable[..., Guest]]:
         guest.remove()
 
 
+@contextlib.contextmanager
+def booted(cloud: Cloud, **wish: Any) -> Iterator[Guest]:
+    """Boot a guest that several tests use, each of which leaves it as it was."""
+    guest = cloud.guest(GuestWish(name=f"test-{next(_numbers)}", **wish))
+    guest.define()
+    try:
+        guest.start()
+        cloud.wait_for_instance(guest)
+        yield guest
+    finally:
+        guest.remove()
+
+
 @pytest.fixture(scope="session")
 def running_guest(cloud: Cloud) -> Iterator[Guest]:
     """One booted, writing guest for the tests that leave it as it was."""
-    guest = cloud.guest(GuestWish(name="test-shared"))
-    guest.define()
-    guest.start()
-    cloud.wait_for_instance(guest)
-    yield guest
-    guest.remove()
+    with booted(cloud) as guest:
+        yield guest

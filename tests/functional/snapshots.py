@@ -20,6 +20,10 @@ from tools.stack.guest import Guest
 TIMEOUT_S = 120.0
 DEMO = {"X-Auth-Token": "demo:demo", "OpenStack-API-Version": "compute 2.96"}
 ADMIN = {**DEMO, "X-Auth-Token": "admin:admin"}
+#: MB/s; the test guest's image has about 70.
+SLOWLY = {"stillframe:bandwidth_limit": "25"}
+#: By image: a guest that many tests use has many jobs, too many to list them at each look.
+_job_ids: dict[str, str] = {}
 
 
 def wait_for(holds: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:
@@ -41,9 +45,15 @@ class Asked:
 
     def job(self) -> dict[str, Any]:
         """Return its job as `/v1/jobs` shows it."""
-        query = f"/v1/jobs?instance_uuid={self.guest.uuid}"
-        jobs = requests.get(self.cloud.api_url + query, headers=ADMIN, timeout=10).json()["jobs"]
-        found: dict[str, Any] = next(job for job in jobs if job["image_id"] == self.image_id)
+        url, known = f"{self.cloud.api_url}/v1/jobs", _job_ids.get(self.image_id)
+        found: dict[str, Any]
+        if known is None:
+            query = {"instance_uuid": self.guest.uuid}
+            jobs = requests.get(url, query, headers=ADMIN, timeout=10).json()["jobs"]
+            found = next(job for job in jobs if job["image_id"] == self.image_id)
+            _job_ids[self.image_id] = found["id"]
+        else:
+            found = requests.get(f"{url}/{known}", headers=ADMIN, timeout=10).json()["job"]
         return found
 
     def ended(self) -> dict[str, Any]:
@@ -81,6 +91,18 @@ def ask(cloud: Cloud, guest: Guest, name: str = "snap", **metadata: str) -> Aske
     answer = post_action(cloud, guest, {"createImage": {"name": name, "metadata": metadata}})
     assert answer.status_code == requests.codes.accepted, answer.text
     return Asked(cloud, guest, answer.json()["image_id"])
+
+
+def ask_slowly(cloud: Cloud, guest: Guest, name: str = "snap", **metadata: str) -> Asked:
+    """Ask for one whose upload takes some seconds: something can be done in its middle."""
+    return ask(cloud, guest, name, **(SLOWLY | metadata))
+
+
+def amid_upload(cloud: Cloud, guest: Guest, name: str = "snap", **metadata: str) -> Asked:
+    """Ask for one that is slow, and wait until its upload has begun."""
+    asked = ask_slowly(cloud, guest, name, **metadata)
+    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    return asked
 
 
 def openstack(

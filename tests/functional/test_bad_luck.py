@@ -15,10 +15,12 @@ import pytest
 import requests
 
 from common import messages
-from tests.functional.conftest import ROOT, python
+from tests.functional.conftest import python
 from tests.functional.snapshots import (
     ADMIN,
+    amid_upload,
     ask,
+    ask_slowly,
     leftovers,
     log_lines,
     post_action,
@@ -26,6 +28,7 @@ from tests.functional.snapshots import (
 )
 from tools.stack.cloud import Cloud, forget_queue_names
 from tools.stack.guest import Guest
+from tools.stack.prepare import ROOT
 
 CODES = requests.codes
 
@@ -62,7 +65,7 @@ def cast(cloud: Cloud, method: str, version: str = "1.0", **arguments: Any) -> N
 def test_a_second_request_meanwhile_is_409_and_leaves_no_image(
     cloud: Cloud, running_guest: Guest
 ) -> None:
-    first = ask(cloud, running_guest)
+    first = ask_slowly(cloud, running_guest)
     before = images(cloud)
     answer = post_action(cloud, running_guest, {"createImage": {"name": "second"}})
     assert answer.status_code == CODES.conflict
@@ -125,8 +128,7 @@ def test_glance_refusing_the_record_is_told_and_frees_the_instance(
 def test_an_image_deleted_meanwhile_cancels_the_job_and_leaves_nothing(
     cloud: Cloud, running_guest: Guest
 ) -> None:
-    asked = ask(cloud, running_guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, running_guest)
     requests.delete(f"{cloud.glance.endpoint}/v2/images/{asked.image_id}", timeout=10)
     job = asked.ended()
     assert job["state"] in ("cancelled", "done"), "done if it had just ended"
@@ -139,8 +141,7 @@ def test_glance_killed_in_the_upload_ends_in_a_whole_image_or_none(
     cloud: Cloud, running_guest: Guest
 ) -> None:
     """Glance itself never frees an image that it was receiving when it was killed."""
-    asked = ask(cloud, running_guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, running_guest)
     cloud.glance.process.kill()
     cloud.glance.start()
     job = asked.ended()
@@ -208,8 +209,7 @@ def test_a_cast_straight_to_the_agent_appears_in_the_api(
 def test_libvirtd_restarting_in_the_upload_does_not_matter(
     cloud: Cloud, running_guest: Guest
 ) -> None:
-    asked = ask(cloud, running_guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, running_guest)
     cloud.libvirtd.restart()
     job = asked.ended()
     assert job["state"] == "done", job["reason"]
@@ -218,8 +218,7 @@ def test_libvirtd_restarting_in_the_upload_does_not_matter(
 
 
 def test_sigterm_in_the_upload_lets_it_finish(cloud: Cloud, running_guest: Guest) -> None:
-    asked = ask(cloud, running_guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, running_guest)
     cloud.agent.signal(signal.SIGTERM)
     wait_for(lambda: cloud.agent.pid is None, "the agent's end")
     cloud.start_agent()

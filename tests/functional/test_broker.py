@@ -13,20 +13,20 @@ import pytest
 
 from common import broker
 from common.errors import BrokerUnavailable
-from tests.functional.conftest import ROOT, python
+from tests.functional.conftest import python
 from tests.unit.common.test_broker import self_signed
 from tools.stack.container import ContainerBroker, usable_image
+from tools.stack.prepare import ROOT, alone
 from tools.stack.process import free_port, listens
 from tools.stack.rabbitmq import RabbitMq
 
 
 @pytest.fixture(scope="module", params=["process", "container"])
-def transport_url(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def transport_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """A RabbitMQ of each kind; the test's id says which one it used."""
     if request.param == "container":
-        image = usable_image()
+        with alone():
+            image = usable_image()
         if image is None:
             if os.environ.get("CI"):
                 pytest.fail("CI must have a Docker engine and a RabbitMQ image (tools/dockerd)")
@@ -34,12 +34,7 @@ def transport_url(
         with ContainerBroker(image) as container:
             yield container.transport_url
         return
-    server = RabbitMq(tmp_path_factory.mktemp("rabbitmq"))
-    try:
-        server.start()
-        yield server.transport_url
-    finally:
-        server.stop()
+    yield request.getfixturevalue("cloud").rabbitmq.transport_url
 
 
 def test_a_working_broker_is_told_with_its_version(transport_url: str) -> None:

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from tests.functional.conftest import started
-from tests.functional.snapshots import ADMIN, ask, wait_for
+from tests.functional.conftest import connected_to
+from tests.functional.meddler import Meddler
+from tests.functional.snapshots import ADMIN, amid_upload, ask, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 from tools.stack.rabbitmq import RabbitMq, RabbitMqCluster
@@ -25,27 +26,23 @@ _ANSWER_S = 5.0
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMqCluster]:
+def cluster(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMqCluster]:
+    """A broker of three nodes, instead of the cloud's own."""
     cluster = RabbitMqCluster(tmp_path_factory.mktemp("rabbitmq-cluster"))
     try:
         cluster.start()
-        yield cluster
+        with connected_to(cloud, cluster.transport_url):
+            yield cluster
     finally:
         cluster.stop()
-
-
-@pytest.fixture(scope="module")
-def cloud(make_cloud: Callable[..., Cloud], cluster: RabbitMqCluster) -> Iterator[Cloud]:
-    """A cloud of its own on the cluster."""
-    with started(make_cloud("clustered-cloud", broker=cluster)) as cloud:
-        yield cloud
 
 
 @pytest.fixture(autouse=True)
 def _all_nodes_again(cluster: RabbitMqCluster) -> Iterator[None]:
     """Each test begins, and leaves the next, with three nodes."""
     yield
-    cluster.start()
+    if any(node.process.pid is None for node in cluster.nodes):
+        cluster.start()
 
 
 def leader(cloud: Cloud, cluster: RabbitMqCluster) -> RabbitMq:
@@ -54,16 +51,14 @@ def leader(cloud: Cloud, cluster: RabbitMqCluster) -> RabbitMq:
 
 
 def test_a_node_that_dies_in_an_upload_costs_the_job_nothing(
-    cloud: Cloud, cluster: RabbitMqCluster, new_guest: Callable[..., Guest]
+    cloud: Cloud, cluster: RabbitMqCluster, running_guest: Guest
 ) -> None:
-    guest = new_guest()
-    asked = ask(cloud, guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, running_guest)
     leader(cloud, cluster).process.kill()
     job = asked.ended()
     assert job["state"] == "done", job["reason"]
     assert job["image_id"] == asked.image_id
-    again = ask(cloud, guest).ended()
+    again = ask(cloud, running_guest).ended()
     assert again["state"] == "done", "two of three nodes are a broker"
 
 
@@ -116,12 +111,17 @@ def test_a_broker_that_takes_nothing_holds_up_no_request_and_the_job_runs_when_i
 
 
 def test_a_job_that_ends_while_the_broker_takes_nothing_is_told_later_and_the_check_says_why(
-    cloud: Cloud, cluster: RabbitMqCluster, new_guest: Callable[..., Guest]
+    cloud: Cloud,
+    cluster: RabbitMqCluster,
+    new_guest: Callable[..., Guest],
+    meddler: Meddler,
 ) -> None:
     guest = new_guest(start=False)
+    meddler.flows.clear()
     asked = ask(cloud, guest)
     wait_for(lambda: asked.job()["step"] == "stream", "the upload")
     with alarm(cluster.alive(), "set_disk_free_limit", "1000000GB", "50MB"):
+        meddler.behave()
         wait_for(lambda: (asked.image() or {}).get("status") == "active", "the whole image")
         wait_for(lambda: cloud.get("/healthcheck")["backends"]["broker"] != "ok", "the alarm")
         with pytest.raises(subprocess.CalledProcessError) as refused:

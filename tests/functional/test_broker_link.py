@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import requests
 
-from tests.functional.snapshots import ADMIN, ask, log_lines, wait_for
+from tests.functional.conftest import connected_to
+from tests.functional.snapshots import ADMIN, amid_upload, ask, log_lines, wait_for
 from tests.functional.test_bad_luck import cast
 from tests.functional.wire import Wire
 from tools.stack.cloud import Cloud
@@ -25,16 +26,11 @@ _ANSWER_S = 5.0
 @pytest.fixture(scope="module")
 def wired(cloud: Cloud) -> Iterator[tuple[Wire, Wire]]:
     """The daemons know the broker as two hosts; each is a wire to the same RabbitMQ."""
-    direct = cloud.transport_url
     with Wire(cloud.rabbitmq.port) as one, Wire(cloud.rabbitmq.port) as other:
         hosts = ",".join(f"guest:guest@127.0.0.1:{wire.port}" for wire in (one, other))
-        cloud.transport_url = f"rabbit://{hosts}/?heartbeat_timeout_threshold={_HEARTBEAT_S}"
-        restart_daemons(cloud)
-        try:
+        url = f"rabbit://{hosts}/?heartbeat_timeout_threshold={_HEARTBEAT_S}"
+        with connected_to(cloud, url):
             yield one, other
-        finally:
-            cloud.transport_url = direct
-            restart_daemons(cloud)
 
 
 @pytest.fixture
@@ -43,12 +39,6 @@ def wires(wired: tuple[Wire, Wire]) -> Iterator[tuple[Wire, Wire]]:
     yield wired
     for wire in wired:
         wire.mend()
-
-
-def restart_daemons(cloud: Cloud) -> None:
-    cloud.agent.stop()
-    cloud.api.stop()
-    cloud.start_daemons()
 
 
 def jobs_of(cloud: Cloud, guest: Guest) -> list[dict[str, str]]:
@@ -66,8 +56,7 @@ def test_connections_that_are_cut_are_made_again_and_what_was_asked_meanwhile_is
     cloud: Cloud, wires: tuple[Wire, Wire], new_guest: Callable[..., Guest]
 ) -> None:
     guests = [new_guest(start=False) for _ in range(2)]
-    before = ask(cloud, guests[0])
-    wait_for(lambda: before.job()["step"] == "stream", "the upload")
+    before = amid_upload(cloud, guests[0])
     for wire in wires:
         wire.cut()
     began = time.monotonic()
@@ -94,8 +83,7 @@ def test_a_host_that_hangs_is_left_for_another(
 ) -> None:
     """It accepts connections and says nothing: only heartbeats can tell."""
     guest = new_guest(start=False)
-    asked = ask(cloud, guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, guest)
     hung, whole = sorted(wires, key=lambda wire: -wire.connections)
     assert hung.connections
     before = whole.connections

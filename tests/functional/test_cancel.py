@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from tests.functional.meddler import Meddler
-from tests.functional.snapshots import ADMIN, DEMO, Asked, ask, leftovers, wait_for
+from tests.functional.snapshots import ADMIN, DEMO, Asked, amid_upload, ask, leftovers, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
@@ -21,9 +21,7 @@ SOON_S = 5.0
 @pytest.fixture
 def uploading(cloud: Cloud, running_guest: Guest) -> Asked:
     """A snapshot in the middle of its upload."""
-    asked = ask(cloud, running_guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
-    return asked
+    return amid_upload(cloud, running_guest)
 
 
 def assert_nothing_left(cloud: Cloud, asked: Asked) -> None:
@@ -40,8 +38,7 @@ def test_deleting_the_job_ends_it(
     cloud: Cloud, running_guest: Guest, agent_options: Callable[..., None], method: str
 ) -> None:
     agent_options(f"method = {method}")
-    asked = ask(cloud, running_guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, running_guest)
     url = f"{cloud.api_url}/v1/jobs/{asked.job()['id']}"
     answer = requests.delete(url, headers=DEMO, timeout=10)
     assert answer.status_code == requests.codes.accepted
@@ -57,8 +54,7 @@ def test_deleting_the_image_ends_the_job(cloud: Cloud, uploading: Asked) -> None
 
 def test_deleting_the_instance_ends_the_job(cloud: Cloud, new_guest: Callable[..., Guest]) -> None:
     guest = new_guest()
-    asked = ask(cloud, guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, guest)
     cloud.libvirtd.virsh("undefine", guest.name)
     wait_for(lambda: asked.job()["finished_at"], "the end", SOON_S)
     assert "instance was deleted" in asked.job()["reason"]

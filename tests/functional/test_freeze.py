@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.functional.snapshots import ask, leftovers, wait_for
+import pytest
+
+from tests.functional.conftest import booted
+from tests.functional.snapshots import ask, ask_slowly, leftovers, log_lines, wait_for
 from tests.functional.test_snapshot import assert_sound
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
@@ -18,6 +21,14 @@ AGENT = {"hw_qemu_guest_agent": "yes"}
 REQUIRED = {**AGENT, "os_require_quiesce": "yes"}
 
 _SUPERBLOCK_AT, _INCOMPATIBLE_AT, _NEEDS_RECOVERY = 1024, 0x60, 0x4
+
+
+@pytest.fixture(scope="module")
+def guest(cloud: Cloud) -> Iterator[Guest]:
+    """A guest whose image names the agent, and whose agent is there."""
+    with booted(cloud, image_properties=AGENT) as guest:
+        guest.wait_for_agent()
+        yield guest
 
 
 def needs_recovery(raw_disk: Path) -> bool:
@@ -36,10 +47,8 @@ def thawed(cloud: Cloud, guest: Guest) -> bool:
 
 
 def test_an_instance_whose_image_names_the_agent_is_frozen_and_thawed(
-    cloud: Cloud, new_guest: NewGuest, tmp_path: Path
+    cloud: Cloud, guest: Guest, tmp_path: Path
 ) -> None:
-    guest = new_guest(image_properties=AGENT)
-    guest.wait_for_agent()
     asked = ask(cloud, guest)
     job = asked.ended()
     assert job["state"] == "done", job["reason"]
@@ -62,10 +71,9 @@ def test_without_being_asked_nothing_is_frozen(
     assert needs_recovery(assert_sound(asked, tmp_path))
 
 
-def test_a_request_may_ask_for_it(cloud: Cloud, new_guest: NewGuest) -> None:
-    guest = new_guest()
-    guest.wait_for_agent()
-    job = ask(cloud, guest, **{"stillframe:freeze": "required"}).ended()
+def test_a_request_may_ask_for_it(cloud: Cloud, running_guest: Guest) -> None:
+    running_guest.wait_for_agent()
+    job = ask(cloud, running_guest, **{"stillframe:freeze": "required"}).ended()
     assert job["state"] == "done", job["reason"]
     assert job["capture"]["consistency"] == "filesystem"
 
@@ -92,8 +100,9 @@ def test_a_required_freeze_that_cannot_be_fails_the_snapshot(
 
 
 def test_an_agent_that_does_not_answer_holds_up_nothing_for_long(
-    cloud: Cloud, new_guest: NewGuest
+    cloud: Cloud, new_guest: NewGuest, agent_options: Callable[..., None]
 ) -> None:
+    agent_options("freeze_timeout = 1")
     guest = new_guest(image_properties=AGENT, options="agent=deaf")
     guest.wait_for_agent()
     job = ask(cloud, guest).ended()
@@ -104,24 +113,21 @@ def test_an_agent_that_does_not_answer_holds_up_nothing_for_long(
 
 def test_an_agent_that_lies_is_not_believed(cloud: Cloud, new_guest: NewGuest) -> None:
     """It says that it froze; at the thaw nothing was frozen."""
-    tried = new_guest(image_properties=AGENT, options="agent=lying")
-    tried.wait_for_agent()
-    assert ask(cloud, tried).ended()["capture"]["consistency"] == "crash"
-    required = new_guest(image_properties=REQUIRED, options="agent=lying")
-    required.wait_for_agent()
-    asked = ask(cloud, required)
+    guest = new_guest(image_properties=AGENT, options="agent=lying")
+    guest.wait_for_agent()
+    assert ask(cloud, guest).ended()["capture"]["consistency"] == "crash"
+    asked = ask(cloud, guest, **{"stillframe:freeze": "required"})
     assert asked.ended()["state"] == "error"
+    assert len(log_lines(cloud, "n-cpu.log", guest.uuid, "had stayed frozen")) == 2, "it froze"
     assert asked.image() is None
 
 
 def test_an_agent_killed_while_the_guest_is_frozen_leaves_it_thawed(
-    cloud: Cloud, new_guest: NewGuest
+    cloud: Cloud, guest: Guest
 ) -> None:
     """The sentinel thaws what the compute agent froze."""
-    guest = new_guest(image_properties=AGENT)
-    guest.wait_for_agent()
     for _ in range(3):
-        asked = ask(cloud, guest)
+        asked = ask_slowly(cloud, guest)
         wait_for(lambda: asked.job()["step"] in ("pause", "stream"), "the pause")  # noqa: B023
         cloud.agent.kill()
         wait_for(lambda: guest.state() == "running", "the guest to run on", 10)

@@ -10,7 +10,15 @@ import pytest
 import requests
 
 from tests.functional.meddler import Meddler
-from tests.functional.snapshots import ADMIN, Asked, ask, leftovers, log_lines, wait_for
+from tests.functional.snapshots import (
+    ADMIN,
+    Asked,
+    ask,
+    ask_slowly,
+    leftovers,
+    log_lines,
+    wait_for,
+)
 from tests.functional.test_snapshot import assert_sound
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
@@ -129,7 +137,7 @@ def test_a_guest_can_be_paused_and_its_job_ended_while_glance_hangs(
 ) -> None:
     """Whoever does so waits for QEMU to drain its disks, the one that is being read among them."""
     began = time.monotonic()
-    asked = ask(cloud, running_guest)
+    asked = ask_slowly(cloud, running_guest)
     wait_for(lambda: cloud.server(running_guest)["progress"] > 0, "bytes on their way")
     meddler.flows.clear()
     wait_for(lambda: reads_nothing_more(cloud), "the reader to be as far ahead as it may be")

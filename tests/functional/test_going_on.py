@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.functional.snapshots import ADMIN, Asked, ask, leftovers, log_lines, wait_for
+from tests.functional.snapshots import (
+    ADMIN,
+    Asked,
+    ask,
+    ask_slowly,
+    leftovers,
+    log_lines,
+    wait_for,
+)
 from tests.functional.test_snapshot import assert_equal_to, assert_sound
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
@@ -21,7 +29,7 @@ NewGuest = Callable[..., Guest]
 
 def kill_in_the_upload(cloud: Cloud, guest: Guest, **options: str) -> Asked:
     """Ask for a snapshot and kill the agent with half of it on its way."""
-    asked = ask(cloud, guest, **options)
+    asked = ask_slowly(cloud, guest, **options)
     wait_for(lambda: asked.job()["bytes_done"] > 0, "bytes on their way")
     cloud.agent.kill()
     return asked

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.functional.conftest import CACHE, alone
+from tests.functional.conftest import CACHE
 from tests.functional.snapshots import TIMEOUT_S, openstack, wait_for
 from tools.stack import keystone as keystone_tools
+from tools.stack import prepare
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest, GuestWish
 from tools.stack.keystone import SERVICE_USER
@@ -27,7 +28,7 @@ BIN = Path(sys.executable).parent
 #: Short enough for an upload to outlive it.
 TOKEN_LIFE_S = 8
 #: MB/s: the test guest has more than 50 MB.
-SLOW = "3"
+SLOW = "6"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,8 +64,7 @@ def cloud(
     glance_venv: Path,
 ) -> Iterator[Cloud]:
     """A cloud with a Keystone; it stands in for the one that believes everybody."""
-    with alone():
-        keystone_tools.make_venv(CACHE / "venv-keystone")
+    prepare.keystone_venv()
     cloud = Cloud(
         tmp_path_factory.mktemp("cloud-with-keystone"),
         cache=CACHE,

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.functional.conftest import booted
 from tests.functional.meddler import Meddler
 from tests.functional.snapshots import Asked, ask, leftovers, wait_for
 from tests.functional.test_snapshot import assert_sound
@@ -25,11 +26,19 @@ from tools.stack.records import newest_record
 NewGuest = Callable[..., Guest]
 
 
+@pytest.fixture(scope="module")
+def guest_of_all(cloud: Cloud) -> Iterator[Guest]:
+    with booted(cloud) as guest:
+        yield guest
+
+
 @pytest.fixture
-def guest(new_guest: NewGuest, agent_options: Callable[..., None]) -> Iterator[Guest]:
-    """A running guest whose checkpoints are kept."""
+def guest(cloud: Cloud, guest_of_all: Guest, agent_options: Callable[..., None]) -> Iterator[Guest]:
+    """A running guest whose checkpoints are kept; of those of other tests there is none."""
     agent_options("checkpoints = true")
-    return new_guest()
+    yield guest_of_all
+    for name in checkpoints(cloud, guest_of_all):
+        cloud.libvirtd.virsh("checkpoint-delete", guest_of_all.name, name)
 
 
 def increment(cloud: Cloud, guest: Guest) -> tuple[Asked, dict[str, Any]]:
@@ -51,8 +60,10 @@ def flattened(cloud: Cloud, asked: Asked) -> Asked:
 
 
 def test_an_increment_is_small_and_its_flattened_image_is_the_disk(
-    cloud: Cloud, guest: Guest, new_guest: NewGuest, tmp_path: Path
+    cloud: Cloud, new_guest: NewGuest, agent_options: Callable[..., None], tmp_path: Path
 ) -> None:
+    agent_options("checkpoints = true")
+    guest = new_guest()
     full, first = increment(cloud, guest)
     assert first["parent_image_id"] is None
     assert "no earlier snapshot" in first["why_full"]
@@ -163,16 +174,16 @@ def test_a_job_that_fails_leaves_the_chain_as_it_was(cloud: Cloud, guest: Guest)
 
 
 def test_a_chain_does_not_grow_for_ever(
-    cloud: Cloud, new_guest: NewGuest, agent_options: Callable[..., None]
+    cloud: Cloud, guest: Guest, agent_options: Callable[..., None]
 ) -> None:
     agent_options("checkpoints = true", "max_increments = 1")
-    guest = new_guest()
     lengths = [increment(cloud, guest)[1]["chain_length"] for _ in range(4)]
     assert lengths == [0, 1, 0, 1]
 
 
 def test_flattening_what_is_no_increment_says_so(cloud: Cloud, guest: Guest) -> None:
-    full, _ = increment(cloud, guest)
+    full = ask(cloud, guest)
+    assert full.ended()["state"] == "done"
     with pytest.raises(subprocess.CalledProcessError) as failed:
         cloud.manage("image", "flatten", full.image_id)
     assert "no increment" in failed.value.stderr

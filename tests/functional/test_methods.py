@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from compute_agent.disks.nbd import NbdClient
-from tests.functional.snapshots import Asked, ask, leftovers, wait_for
+from tests.functional.conftest import booted
+from tests.functional.snapshots import Asked, amid_upload, ask, leftovers, wait_for
 from tests.functional.test_snapshot import assert_sound, qemu_img
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
@@ -43,6 +44,13 @@ def assert_stamps_prove_the_instant(capture: dict[str, Any]) -> None:
     times = [stamps["stopped_at"], *stamps["instants"], stamps["resumed_at"]]
     assert times == sorted(times)
     assert capture["pause_ms"] == pytest.approx((times[-1] - times[0]) * 1e3)
+
+
+@pytest.fixture(scope="module")
+def guest_of_two(cloud: Cloud) -> Iterator[Guest]:
+    """A running guest that writes each record to its first disk, then to its second."""
+    with booted(cloud, extra_disks=1, options="pulse.mirror=/dev/vdb") as guest:
+        yield guest
 
 
 def newest(beat: Guest) -> int:
@@ -77,24 +85,20 @@ def test_a_forced_method_is_one_gapless_instant(
 
 @pytest.mark.parametrize("method", ["backup", "overlay"])
 def test_all_disks_are_captured_at_one_instant_an_image_each(
-    cloud: Cloud, new_guest: NewGuest, agent_options: Options, tmp_path: Path, method: str
+    cloud: Cloud, guest_of_two: Guest, agent_options: Options, tmp_path: Path, method: str
 ) -> None:
     agent_options(f"method = {method}")
-    guest = new_guest(extra_disks=1, options="pulse.mirror=/dev/vdb")
-    job, images = snapshot_of_all(cloud, guest)
+    job, images = snapshot_of_all(cloud, guest_of_two)
     assert [image["disk"] for image in job["images"]] == ["vda", "vdb"]
     root, other = (assert_sound(image, directory(tmp_path, image.image_id)) for image in images)
     ahead = newest_record(root) - newest_mirrored(other, root)
     assert ahead in (0, 1), "a record is written to the second disk once it is on the first"
     assert newest_record(root) > 0
-    assert_untouched(cloud, guest)
+    assert_untouched(cloud, guest_of_two)
 
 
-def test_the_images_of_one_instant_name_each_other(
-    cloud: Cloud, new_guest: NewGuest, agent_options: Options
-) -> None:
-    guest = new_guest(extra_disks=1)
-    job, (root, other) = snapshot_of_all(cloud, guest)
+def test_the_images_of_one_instant_name_each_other(cloud: Cloud, guest_of_two: Guest) -> None:
+    job, (root, other) = snapshot_of_all(cloud, guest_of_two)
     first, second = root.image(), other.image()
     assert first is not None
     assert second is not None
@@ -131,10 +135,10 @@ def test_a_guest_with_an_iothread_survives_readers_that_are_killed(
     cloud: Cloud, new_guest: NewGuest, agent_options: Options
 ) -> None:
     """A backup job of such a disk would end the guest with its reader (QEMU 7.2)."""
-    agent_options("bandwidth_limit = 60")
-    guest = new_guest(iothread=True)
+    guest = new_guest(iothread=True, options="pulse.record_us=10000")
     dice = random.Random(7)  # moments, no secrets
     for _ in range(20):
+        agent_options("bandwidth_limit = 60")
         asked = ask(cloud, guest)
         wait_for(
             lambda: (
@@ -146,6 +150,7 @@ def test_a_guest_with_an_iothread_survives_readers_that_are_killed(
         time.sleep(dice.uniform(0, 0.6))  # the moment itself is what is tried
         cloud.agent.kill()
         assert guest.state() == "running"
+        agent_options()
         cloud.start_agent()
         assert asked.ended()["finished_at"]
     assert ask(cloud, guest).ended()["capture"]["method"] == "overlay"
@@ -157,8 +162,7 @@ def test_a_guest_that_was_shut_off_on_its_overlay_is_put_back_on_its_disk(
 ) -> None:
     agent_options("method = overlay")
     guest = new_guest()
-    asked = ask(cloud, guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, guest)
     written = newest(guest)
     guest.shut_down()
     assert asked.ended()["state"] == "done", "the frozen disk does not need the guest"
@@ -185,8 +189,7 @@ def test_a_forced_method_that_cannot_serve_says_why(
 def test_the_reader_of_a_backup_job_may_die_without_an_iothread(
     cloud: Cloud, running_guest: Guest
 ) -> None:
-    asked = ask(cloud, running_guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, running_guest)
     (socket,) = (cloud.libvirtd.run / "nbd").glob("*/nbd")
     NbdClient(socket, "vda").abort()
     assert asked.ended()["state"] == "done"

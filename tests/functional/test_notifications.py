@@ -14,7 +14,14 @@ import pytest
 from amqp.exceptions import NotFound
 from kombu.exceptions import OperationalError
 
-from tests.functional.snapshots import Asked, ask, log_lines, post_action, wait_for
+from tests.functional.snapshots import (
+    Asked,
+    ask,
+    ask_slowly,
+    log_lines,
+    post_action,
+    wait_for,
+)
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
@@ -22,11 +29,16 @@ QUEUES = ("notifications.info", "notifications.error")
 NOWHERE = "rabbit://guest:guest@127.0.0.1:1/"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def notifying(cloud: Cloud) -> Iterator[Callable[..., None]]:
-    """Have the API send notifications, until the test's end."""
+    """Have the API send notifications, until these tests' end."""
+    now: tuple[str, ...] = ()
 
     def restart(*options: str) -> None:
+        nonlocal now
+        if options == now and cloud.api.pid is not None:
+            return
+        now = options
         cloud.configure()
         if options:
             with cloud.config_file.open("a") as file:
@@ -78,7 +90,7 @@ def test_a_consumer_hears_of_a_snapshot_and_of_power(
     notifying("driver = messagingv2")
     guest = new_guest()
     consumer = Consumer(cloud.transport_url, guest)
-    asked = ask(cloud, guest)
+    asked = ask_slowly(cloud, guest)
     job = asked.ended()
     wait_for(lambda: consumer.has("instance.snapshot.end"), "the end of the snapshot", 30)
     kinds = [event["event_type"] for event in consumer.events]

@@ -9,21 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.snapshots import Asked, ask, leftovers, log_lines, wait_for
+from tests.functional.snapshots import Asked, amid_upload, leftovers, log_lines, wait_for
 from tests.functional.test_methods import assert_untouched, newest
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
 
 @pytest.fixture
-def uploading(
-    cloud: Cloud, new_guest: Callable[..., Guest], agent_options: Callable[..., None]
-) -> Asked:
-    """A snapshot that is being read while its guest writes to an overlay."""
-    agent_options("method = overlay", "bandwidth_limit = 10")
-    asked = ask(cloud, new_guest())
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
-    return asked
+def upload(cloud: Cloud, agent_options: Callable[..., None]) -> Callable[[Guest], Asked]:
+    """Take a snapshot that is being read while its guest writes to an overlay."""
+    agent_options("method = overlay", "bandwidth_limit = 20")
+    return lambda guest: amid_upload(cloud, guest)
 
 
 @pytest.fixture
@@ -52,10 +48,14 @@ def overlays(guest: Guest) -> list[Path]:
 
 
 def test_an_overlay_stays_when_its_guest_is_rebooted_onto_the_old_disk(
-    cloud: Cloud, uploading: Asked, tmp_path: Path
+    cloud: Cloud,
+    upload: Callable[[Guest], Asked],
+    new_guest: Callable[..., Guest],
+    tmp_path: Path,
 ) -> None:
     """As Nova's hard reboot does, which writes the definition anew."""
-    guest = uploading.guest
+    guest = new_guest()
+    uploading = upload(guest)
     newest(guest)
     old = cloud.libvirtd.virsh("dumpxml", guest.name, "--inactive")
     (overlay,) = overlays(guest)
@@ -70,10 +70,11 @@ def test_an_overlay_stays_when_its_guest_is_rebooted_onto_the_old_disk(
 
 
 def test_a_copy_that_somebody_makes_of_the_disk_is_not_taken_for_our_merge(
-    cloud: Cloud, uploading: Asked, tmp_path: Path
+    cloud: Cloud, upload: Callable[[Guest], Asked], running_guest: Guest, tmp_path: Path
 ) -> None:
     """Ended as a merge, it would move the guest to the copy."""
-    guest = uploading.guest
+    guest = running_guest
+    uploading = upload(guest)
     copy = tmp_path / "copy.qcow2"
     arguments = ["blockcopy", guest.name, "vda", str(copy), "--format", "qcow2", "--transient-job"]
     cloud.libvirtd.virsh(*arguments)
@@ -92,8 +93,7 @@ def test_a_device_is_a_device_again_after_its_guest_was_shut_off_on_the_overlay(
 ) -> None:
     agent_options("method = overlay")
     guest, device = guest_on_a_device
-    asked = ask(cloud, guest)
-    wait_for(lambda: asked.job()["step"] == "stream", "the upload")
+    asked = amid_upload(cloud, guest)
     written = newest(guest)
     guest.shut_down()
     job = asked.ended()

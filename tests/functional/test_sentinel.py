@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from compute_agent.sentinel import Sentinel
-from tests.functional.conftest import ROOT
 from tests.functional.snapshots import ask, leftovers, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
+from tools.stack.prepare import ROOT
 
 BUDGET_S = 5.0
 KILLS = int(os.environ.get("STILLFRAME_KILLS", "6"))

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.functional.conftest import ROOT, python
+from tests.functional.conftest import python
 from tests.functional.snapshots import ADMIN, Asked, leftovers, log_lines, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
+from tools.stack.prepare import ROOT
 
 EXAMPLES = ROOT / "docs" / "examples"
 

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.functional.snapshots import Asked, ask, leftovers, log_lines, wait_for
+from tests.functional.snapshots import Asked, ask, ask_slowly, leftovers, log_lines, wait_for
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 from tools.stack.records import newest_record
@@ -26,6 +26,16 @@ def assert_sound(asked: Asked, directory: Path) -> Path:
     raw = directory / "disk.raw"
     qemu_img("convert", "-q", "-f", "qcow2", "-O", "raw", str(image), str(raw))
     return raw
+
+
+@pytest.fixture
+def paused_guest(cloud: Cloud, running_guest: Guest) -> Iterator[Guest]:
+    """A guest that its user paused; it runs on afterwards."""
+    cloud.libvirtd.virsh("suspend", running_guest.name)
+    cloud.wait_for_instance(running_guest, "PAUSED")
+    yield running_guest
+    cloud.libvirtd.virsh("resume", running_guest.name)
+    cloud.wait_for_instance(running_guest)
 
 
 def assert_equal_to(disk: Path, asked: Asked, directory: Path) -> None:
@@ -100,22 +110,19 @@ def test_a_guest_that_is_shut_off_is_captured_offline(
 @pytest.mark.parametrize("method", ["backup", "overlay"])
 def test_a_guest_that_its_user_paused_stays_paused_and_its_image_equals_its_disk(
     cloud: Cloud,
-    new_guest: Callable[..., Guest],
+    paused_guest: Guest,
     agent_options: Callable[..., None],
     tmp_path: Path,
     method: str,
 ) -> None:
     agent_options(f"method = {method}")
-    guest = new_guest()
-    cloud.libvirtd.virsh("suspend", guest.name)
-    cloud.wait_for_instance(guest, "PAUSED")
-    asked = ask(cloud, guest)
+    asked = ask(cloud, paused_guest)
     job = asked.ended()
     assert job["state"] == "done", job["reason"]
     assert (job["capture"]["method"], job["capture"]["pause_ms"]) == (method, None)
-    assert guest.state() == "paused"
+    assert paused_guest.state() == "paused"
     assert_sound(asked, tmp_path)
-    assert_equal_to(guest.disk, asked, tmp_path)
+    assert_equal_to(paused_guest.disk, asked, tmp_path)
 
 
 def test_a_raw_disk_is_captured_too(
@@ -157,7 +164,7 @@ def test_the_image_says_what_it_is(cloud: Cloud, running_guest: Guest) -> None:
 def test_task_state_and_progress_move_and_are_gone_afterwards(
     cloud: Cloud, running_guest: Guest
 ) -> None:
-    asked = ask(cloud, running_guest)
+    asked = ask_slowly(cloud, running_guest)
     seen: dict[str | None, list[int]] = {}
 
     def ended() -> bool:

@@ -16,8 +16,8 @@ from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
 MIB = 1 << 20
-#: What the guest's partition for records holds: 32 MiB of 4 KiB each.
-RING_RECORDS = 8192
+#: What the guest's partition for records holds: 8 MiB of 4 KiB each.
+RING_RECORDS = 2048
 
 
 @contextlib.contextmanager
@@ -72,15 +72,14 @@ def test_a_scratch_that_is_full_ends_the_snapshot_and_not_the_guest(
 
 
 def test_a_scratch_that_is_nearly_full_ends_the_snapshot_before_the_guest_notices(
-    cloud: Cloud, new_guest: Callable[..., Guest], agent_options: Callable[..., None], scratch: Path
+    cloud: Cloud, running_guest: Guest, agent_options: Callable[..., None], scratch: Path
 ) -> None:
     agent_options("bandwidth_limit = 1", "scratch_min_free = 500")
-    guest = new_guest()
-    asked = ask(cloud, guest)
+    asked = ask(cloud, running_guest)
     wait_for(lambda: asked.job()["step"] == "stream", "the upload")
     with filled(scratch, leave_mib=400):
         assert_ended_for_want_of_space(cloud, asked)
-    assert not log_lines(cloud, "n-cpu.log", guest.uuid, "stood still for want of space")
+    assert not log_lines(cloud, "n-cpu.log", running_guest.uuid, "stood still for want of space")
     assert leftovers(cloud) == []
 
 

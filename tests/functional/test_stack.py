@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.functional.conftest import CACHE
 from tools.stack.glance import Glance
 from tools.stack.guest import Guest, GuestWish
 from tools.stack.libvirtd import Libvirtd
@@ -38,7 +39,7 @@ def _exists(pid: int) -> bool:
 def test_stop_ends_the_guests_of_a_libvirtd_that_died(
     tmp_path: Path, guest_image: Path, accelerator: str
 ) -> None:
-    libvirtd = Libvirtd(tmp_path / "libvirt", tmp_path / "cache")
+    libvirtd = Libvirtd(tmp_path / "libvirt", CACHE)
     guest = Guest(
         libvirtd, guest_image, tmp_path / "guests", GuestWish(name="test-orphan"), accelerator
     )

@@ -10,7 +10,6 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from tools.stack.guest import Guest, GuestWish
 from tools.stack.identity import Endpoints, Identity, NoIdentity
 from tools.stack.keystone import Keystone
 from tools.stack.libvirtd import Libvirtd
-from tools.stack.process import Process, kept_port
+from tools.stack.process import Process, kept_port, side_by_side
 from tools.stack.rabbitmq import RabbitMq
 
 _READY_TIMEOUT_S = 60.0
@@ -76,7 +75,6 @@ class Cloud:
         image: Path,
         accelerator: str,
         extra_config: str = "",
-        broker: Any | None = None,
         token_life_s: int | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -86,7 +84,8 @@ class Cloud:
         self._accelerator = accelerator
         self._extra_config = extra_config
         self._options: list[str] = []
-        self.rabbitmq = broker or RabbitMq(directory / "rabbitmq")
+        self._has_schema = False
+        self.rabbitmq = RabbitMq(directory / "rabbitmq")
         #: Where the daemons find the broker; a test may put something in between.
         self.transport_url: str = self.rabbitmq.transport_url
         self.glance = Glance(directory / "glance", cache / "venv-glance")
@@ -118,9 +117,7 @@ class Cloud:
     def start_parts(self) -> None:
         """Start broker, image service and hypervisor, side by side."""
         parts = (self.rabbitmq, self.identity, self.glance, self.libvirtd)
-        with ThreadPoolExecutor() as pool:
-            for done in [pool.submit(part.start) for part in parts]:
-                done.result()
+        side_by_side(*[part.start for part in parts])
 
     def start_daemons(self) -> None:
         """Write the configuration, bring the database up to date, start what does not run."""
@@ -131,9 +128,15 @@ class Cloud:
     def start_api(self) -> None:
         """Start stillframe-api and wait until it answers."""
         if self.api.pid is None:
-            self.manage("db", "sync")
+            self._make_schema()
             self.api.start(self._command("stillframe-api"))
         self.api.wait_until(lambda: self.get("/") is not None, _READY_TIMEOUT_S)
+
+    def _make_schema(self) -> None:
+        """Bring the database up to date, once: only another release would need it again."""
+        if not self._has_schema:
+            self.manage("db", "sync")
+            self._has_schema = True
 
     def start_agent(self) -> None:
         """Start stillframe-compute and wait until the API knows it to be up."""
@@ -145,9 +148,14 @@ class Cloud:
         self.agent.wait_until(self._agent_is_up, _READY_TIMEOUT_S)
 
     def reconfigure_agent(self, *lines: str) -> None:
-        """Have the running agent obey other mutable options, as lines after `extra_config`."""
+        """Have the agent obey other mutable options, as lines after `extra_config`.
+
+        One that does not run finds them when it starts.
+        """
         self._options = list(lines)
         self.configure()
+        if self.agent.pid is None:
+            return
         before = self._said(_RELOADED)
         self.agent.signal(signal.SIGHUP)
         _wait(lambda: self._said(_RELOADED) > before, "the agent's new options")
@@ -158,12 +166,16 @@ class Cloud:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
 
     def stop(self) -> None:
-        """Stop everything that was started, and only that; one that fails spares no other."""
-        parts = (self.agent, self.api, self.libvirtd, self.glance, self.identity, self.rabbitmq)
+        """Stop everything that was started, and only that; one that fails spares no other.
+
+        The agent first, which may have something to tell, then the API; the parts side by side.
+        """
+        parts = (self.libvirtd, self.glance, self.identity, self.rabbitmq)
         with contextlib.ExitStack() as stopping:
             stopping.callback(forget_queue_names, self.directory / "state")
-            for part in reversed(parts):
-                stopping.callback(part.stop)
+            stopping.callback(side_by_side, *[part.stop for part in parts])
+            stopping.callback(self.api.stop)
+            stopping.callback(self.agent.stop)
 
     def guest(self, wish: GuestWish) -> Guest:
         """Return a guest; it is neither defined nor started yet."""

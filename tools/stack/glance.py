@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -90,6 +92,29 @@ class Glance:
             )
         )
         self._directory.joinpath("policy.yaml").write_text(self.identity.glance_policy)
+        self._make_schema()
+
+    def _make_schema(self) -> None:
+        """Bring the database to the release's schema; an empty one is kept beside the release.
+
+        Glance's migrations take longer than its start.
+        """
+        release, database = REQUIREMENTS[0], self._directory / "glance.sqlite"
+        record, empty = self._directory / "schema", self._venv / f"empty-{release}.sqlite"
+        if record.exists() and record.read_text() == release:
+            return
+        if empty.exists() and not database.exists():
+            shutil.copyfile(empty, database)
+        else:
+            is_new = not database.exists()
+            self._migrate()
+            if is_new:
+                unfinished = empty.with_suffix(f".{os.getpid()}")
+                shutil.copyfile(database, unfinished)
+                unfinished.replace(empty)
+        record.write_text(release)
+
+    def _migrate(self) -> None:
         command = [str(self._venv / "bin/glance-manage"), "--config-dir", str(self._directory)]
         with self.process.log.open("ab") as log:
             subprocess.run([*command, "db_sync"], check=True, stdout=log, stderr=log, timeout=120)

@@ -285,13 +285,15 @@ class Guest:
         )
 
 
-def build_image(directory: Path, size_mib: int = 1024, payload_mib: int = 64) -> Path:
+def build_image(
+    directory: Path, size_mib: int = 1024, payload_mib: int = 64, records_mib: int = 32
+) -> Path:
     """Build the guest image into `directory`, unless it is there; return the directory.
 
     Raises RuntimeError with the end of what the build said.
     """
     script = Path(__file__).parents[1] / "guest" / "build"
-    command = [str(script), str(directory), str(size_mib), str(payload_mib)]
+    command = [str(script), str(directory), str(size_mib), str(payload_mib), str(records_mib)]
     built = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if built.returncode:
         said = "\n".join(built.stderr.splitlines()[-10:])

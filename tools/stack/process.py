@@ -6,15 +6,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _LOOK_S = 0.05
 _STOP_TIMEOUT_S = 30.0
+_FIRST_PORT = 10_000
+#: The ports that `free_port` has returned; their servers may not listen yet.
+_given: set[int] = set()
 
 
 class Process:
@@ -104,11 +109,29 @@ class Process:
         return False
 
 
+def side_by_side(*acts: Callable[[], object]) -> None:
+    """Do several things at once; each is done whatever becomes of the others, then one's error
+    is raised."""
+    with ThreadPoolExecutor(len(acts)) as pool:
+        doing = [pool.submit(act) for act in acts]
+    for done in doing:
+        done.result()
+
+
 def free_port() -> int:
-    """Return a TCP port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of the loopback that nobody listens on, another each time.
+
+    It is none of those that the kernel gives to outgoing connections: one of these could
+    get it before its server listens, or while that is away.
+    """
+    kernels_first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = _FIRST_PORT + secrets.randbelow(kernels_first - _FIRST_PORT)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 def kept_port(record: Path, process: Process) -> int:

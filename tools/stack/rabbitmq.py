@@ -10,10 +10,9 @@ import secrets
 import subprocess
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools.stack.process import Process, free_port, listens
+from tools.stack.process import Process, free_port, listens, side_by_side
 
 _SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 _START_TIMEOUT_S = 90.0
@@ -140,9 +139,7 @@ class RabbitMqCluster:
 
     def start(self) -> None:
         """Start the nodes that do not run, and wait until they are one cluster."""
-        with ThreadPoolExecutor() as pool:
-            for done in [pool.submit(node.start) for node in self.nodes]:
-                done.result()
+        side_by_side(*[node.start for node in self.nodes])
         deadline = time.monotonic() + _START_TIMEOUT_S
         while len(self.running()) < len(self.nodes):
             if time.monotonic() > deadline:
@@ -151,9 +148,7 @@ class RabbitMqCluster:
 
     def stop(self) -> None:
         """Stop every node."""
-        with contextlib.ExitStack() as stopping:
-            for node in self.nodes:
-                stopping.callback(node.stop)
+        side_by_side(*[node.stop for node in self.nodes])
 
     def running(self) -> list[str]:
         """Return the names of the nodes that a node that runs takes for running."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from common.errors import MalformedMessage
-from common.messages import InstanceRef, SnapshotRequest
+from common.messages import BackupRequest, InstanceRef, SnapshotRequest, request_from_wire
 from common.reports import CaptureFigures, HostReport, InstanceRecord, JobOutcome, StepTime
 from common.states import JobKind, JobState
 
@@ -103,6 +103,25 @@ def outcome(state: str, image_id: str) -> dict[str, Any]:
         "accepted_at": 1.0,
         "finished_at": 2.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"backup_type": "x" * 256}, "backup_type"),
+        ({"backup_type": None}, "backup_type"),
+        ({"rotation": -1}, "rotation"),
+        ({"rotation": 10**9}, "rotation"),
+        ({"rotation": True}, "rotation"),
+        ({"image_id": "x"}, "image_id"),
+    ],
+    ids=repr,
+)
+def test_a_backup_that_cannot_be_rotated_is_refused(changes: dict[str, Any], named: str) -> None:
+    wire = request(backup_type="daily", rotation=1)
+    assert request_from_wire(JobKind.BACKUP, wire) == BackupRequest.from_wire(wire)
+    with pytest.raises(MalformedMessage, match=named):
+        request_from_wire(JobKind.BACKUP, wire | changes)
 
 
 def test_an_unknown_word_is_refused_with_the_known_ones() -> None:

@@ -32,6 +32,7 @@ class Scene:
         self.persistent, self.saved_memory = True, False
         self.arch = "x86_64"
         self.source = "file"
+        self.runs_on = ""
         self.metadata: str | None = None
         self.forgotten = False
         self.properties: dict[str, str] = {"hw_disk_bus": "virtio", "image_type": "snapshot"}
@@ -61,6 +62,9 @@ class Scene:
 
     def has_saved_memory(self) -> bool:
         return self.saved_memory
+
+    def source_path(self, _target: str) -> str:
+        return self.runs_on or str(self.disk)
 
     def capacity_bytes(self, _target: str) -> int:
         return 1 << 20

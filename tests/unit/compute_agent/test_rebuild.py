@@ -309,6 +309,7 @@ def test_an_instance_that_goes_meanwhile_leaves_one_disk_and_nothing_beside_it(
         ("persistent", False, "switched off"),
         ("saved_memory", True, "suspended to disk"),
         ("source", "block", "no file"),
+        ("runs_on", "/overlay", "another disk"),
     ],
 )
 def test_what_cannot_be_rebuilt_is_refused_before_anything_is_done(

@@ -14,7 +14,15 @@ from common.states import TaskState
 from compute_agent.restore.model import ProvenImage
 from compute_agent.restore.restorer import Restorer
 from compute_agent.stream.throttle import Throttle
-from tests.unit.compute_agent.restore.shelf import IMAGE, SETTINGS, SIZE, Errand, Shelf
+from tests.unit.compute_agent.restore.shelf import (
+    IMAGE,
+    SETTINGS,
+    SIZE,
+    WRITES,
+    Errand,
+    Shelf,
+    qcow2,
+)
 
 Prove = Callable[..., ProvenImage]
 
@@ -64,3 +72,8 @@ def prove(restorer: Restorer, errand: Errand, room: Path) -> Prove:
         )
 
     return prove
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    return qcow2(tmp_path / "sample", *WRITES)

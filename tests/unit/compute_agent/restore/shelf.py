@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import subprocess
 import threading
 import uuid
@@ -12,14 +13,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from common.errors import JobCancelled
 from common.glance import Image, ImageNotFound
 from common.states import TaskState
+from compute_agent.restore import fetch
 from compute_agent.restore.model import RestoreSettings
 from compute_agent.stream.throttle import Throttle
 
 MIB = 1 << 20
 SIZE = 4 * MIB
+#: What the sample image is made by, and what it then holds.
+WRITES = ("write -P 1 0 1M", "write -P 2 3M 64k")
+READS = ("1 0 1M", "0 1M 2M", "2 3M 64k", "0 3136k 960k")
 IMAGE = str(uuid.UUID(int=1))
 SETTINGS = RestoreSettings(
     formats=frozenset({"qcow2", "raw", "vmdk", "vdi", "vhd", "vhdx"}),
@@ -126,3 +133,15 @@ def holds(path: Path, image_format: str, *reads: str) -> None:
     """Fail unless a disk holds what `reads` ("pattern offset length") say."""
     commands = [word for read in reads for word in ("-c", f"read -P {read}")]
     run("qemu-io", "-r", "-f", image_format, *commands, path)
+
+
+def described(path: Path, image_format: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(
+        run("qemu-img", "info", "--output=json", "-f", image_format, path)
+    )
+    return found
+
+
+def leave(free_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": free_bytes})
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage)

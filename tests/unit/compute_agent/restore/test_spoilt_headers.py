@@ -22,7 +22,7 @@ PLACES = {
     "vhdx": ((0, 32), (192 << 10, 128), (3 << 20, 512), (3136 << 10, 64)),
     "raw": ((0, 512), (446, 66), (32 << 10, 2048)),
 }
-ROUNDS = 60
+ROUNDS = 30
 
 
 @pytest.mark.parametrize("disk_format", PLACES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from api_service.app import _at_most_every
+from api_service.health import _at_most_every
 from common.errors import BrokerUnavailable
 
 

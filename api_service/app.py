@@ -215,6 +215,7 @@ def make_calls(services: Services, most_at_once: int) -> ServiceEndpoint:
         backups=services.backups,
         powers=services.powers,
         rebuilds=services.rebuilds,
+        lifecycle=services.lifecycle,
         dispatcher=services.dispatcher,
         most_at_once=max(1, most_at_once),
     )

@@ -80,10 +80,18 @@ class Lifecycle:
     #: Also what was not made here may be deleted.
     deletes_announced: bool = False
 
-    def create(self, caller: RequestContext, wish: ServerWish, *, is_admin: bool) -> Job:
+    def create(
+        self,
+        caller: RequestContext,
+        wish: ServerWish,
+        *,
+        is_admin: bool,
+        job_id: str | None = None,
+    ) -> Job:
         """Record a new instance and the job that makes it, which the caller has cast.
 
-        The job has ended already where no host has room: the instance is in error. Raises
+        It takes `job_id` for its own, if one is given; the caller sees to it that it is new.
+        It has ended already where no host has room: the instance is in error. Raises
         BadRequest, Forbidden, OverQuota or ImageServiceUnavailable; then there is nothing.
         """
         flavor = self.flavors.get(wish.flavor_id)
@@ -97,22 +105,16 @@ class Lifecycle:
         )
         host = self.placement.choose(flavor, wish.host)
         instance = _newborn(caller, wish, flavor, image, host)
-        job = self.lifecycles.enter(
-            self._job(
-                caller,
-                JobKind.CREATE,
-                instance,
-                image_id=image.id,
-                castable=host is not None,
-                options={
-                    "name": instance.name,
-                    "flavor": flavor.to_wire(),
-                    "networks": list(wish.networks),
-                    "image_properties": instance.image_properties,
-                },
-            ),
-            self.most_instances,
-        )
+        options = {
+            "name": instance.name,
+            "flavor": flavor.to_wire(),
+            "networks": list(wish.networks),
+            "image_properties": instance.image_properties,
+        }
+        own_id = {"id": job_id} if job_id else {}
+        more = {"image_id": image.id, "castable": host is not None, "options": options, **own_id}
+        new = self._job(caller, JobKind.CREATE, instance, **more)
+        job = self.lifecycles.enter(new, self.most_instances)
         caller.resource_uuid = instance.uuid
         by = (caller.user_id, caller.project_id)
         LOG.info(
@@ -173,9 +175,8 @@ class Lifecycle:
     def _job(
         self, caller: RequestContext, kind: JobKind, instance: Instance, **more: Any
     ) -> NewJob:
-        values: dict[str, Any] = {"image_id": "", "options": {}} | more
+        values: dict[str, Any] = {"id": str(uuid.uuid4()), "image_id": "", "options": {}} | more
         return NewJob(
-            id=str(uuid.uuid4()),
             kind=kind,
             instance=instance,
             user_id=caller.user_id,

@@ -30,6 +30,8 @@ ARGUMENTS = {
     messages.SnapshotOptions,
     messages.SnapshotRequest,
     calls.BackupCall,
+    calls.CreateCall,
+    calls.DeleteCall,
     calls.JobCall,
     calls.PowerCall,
     calls.RebuildCall,

@@ -69,8 +69,10 @@ class Place:
     def make(self) -> None:
         """Make it, for an instance that is not made yet; raise PlaceTaken or PlaceUnusable."""
         try:
-            self.directory.mkdir(mode=_ROOT_MODE)
+            self.directory.mkdir()
             self._unfinished.touch()
+            # Whatever this daemon's umask is.
+            self.directory.chmod(_ROOT_MODE)
             # Whatever begins after this moment, a crash finds it to be unfinished.
             _sync(self.directory)
             _sync(self.directory.parent)

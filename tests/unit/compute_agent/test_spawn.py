@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,18 @@ def wish(**changes: Any) -> CreateRequest:
         "image_properties": {"os_type": "linux"},
     }
     return CreateRequest(**(values | changes))
+
+
+def test_qemu_gets_through_to_its_files_whatever_the_umask_is(scene: Scene) -> None:
+    before = os.umask(0o077)
+    try:
+        scene.spawns.create(scene.job(wish()))
+    finally:
+        os.umask(before)
+    place = scene.places.of(UUID)
+    for path in (place.directory, place.directory.parent):
+        assert path.stat().st_mode & 0o777 == 0o711
+    assert place.console.stat().st_mode & 0o777 == 0o600
 
 
 def test_it_runs_and_holds_what_was_asked_for(scene: Scene) -> None:

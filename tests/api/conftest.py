@@ -30,6 +30,7 @@ ON_EVERY_DATABASE = frozenset(
     f"tests.api.{name}"
     for name in (
         "test_databases",
+        "test_deleted_servers",
         "test_giving_up",
         "test_host_reports",
         "test_job_lists",

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
 
 from common.reports import Flavor
@@ -97,6 +98,29 @@ def test_firmware_and_machine_are_as_the_image_says(wish: Definition) -> None:
     odd = made(wish, image_properties={"hw_machine_type": "q35'/><x"}).find("os/type")
     assert odd is not None
     assert odd.get("machine") is None
+
+
+@pytest.mark.parametrize("bus", ["virtio", "scsi", "sata", "ide"])
+def test_libvirt_takes_it(wish: Definition, bus: str) -> None:
+    properties = {"hw_disk_bus": bus, "hw_machine_type": "pc"}
+    asked = dataclasses.replace(
+        wish,
+        virt_type="test",
+        networks=("default",),
+        image_properties=properties,
+        disk_bytes_s=1000,
+        metadata=metadata_of("<web> & \ufffe", **properties),
+    )
+    connection = libvirt.open("test:///default")
+    try:
+        domain = connection.defineXMLFlags(domain_xml(asked), libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+        defined = description.parse(domain.XMLDesc())
+        domain.undefine()
+    finally:
+        connection.close()
+    assert metadata.read(defined).flavor == FLAVOR
+    assert description.root_disk(defined).path == str(wish.disk)
+    assert defined.find("devices/interface") is not None
 
 
 def test_each_network_is_an_interface(wish: Definition) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from common.messages import (
     RebuildRequest,
     SnapshotOptions,
     SnapshotRequest,
+    method_of,
+    request_from_wire,
 )
 from common.rpc import Client
 from common.states import POWER_KINDS, JobKind
@@ -40,7 +43,7 @@ class AgentClient:
         """
         # The agent looks at its own clock.
         deadline = job.deadline_at.timestamp() + self._clock_offset_s(job.host)
-        self._cast(job, f"{job.kind}_instance", _request(job, deadline))
+        self._cast(job, method_of(job.kind), _request(job, deadline))
 
     def cancel(self, job: Job) -> None:
         """Cast that a job shall end; raises as `start`."""
@@ -56,12 +59,21 @@ class AgentClient:
         self._client.cast(caller, method, host=job.host, **message.to_wire())
 
 
+#: Their options are the request's own fields.
+_AS_THEY_ARE = frozenset({JobKind.CREATE, JobKind.DELETE, JobKind.VERIFY})
+
+
 def _request(job: Job, deadline: float) -> JobRequest:
     """Return what the agent is asked for; the options are those of the job's kind."""
     if job.kind in POWER_KINDS:
         return PowerRequest(
             kind=job.kind, instance=job.instance, job_id=job.id, deadline=deadline, **job.options
         )
+    if job.kind in _AS_THEY_ARE:
+        options = dict(job.options)
+        instance = dataclasses.replace(job.instance, name=options.pop("name", None))
+        ids = {"image_id": job.image_id, "job_id": job.id, "deadline": deadline}
+        return request_from_wire(job.kind, {"instance": instance.to_wire(), **ids, **options})
     if job.kind is JobKind.REBUILD:
         return RebuildRequest(
             instance=job.instance, job_id=job.id, deadline=deadline, **job.options

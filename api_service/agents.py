@@ -22,7 +22,7 @@ class Agents:
     """The agents of the cloud, by their heartbeats."""
 
     def __init__(self, inventory: Inventory, down_after_s: float) -> None:
-        self._inventory = inventory
+        self.inventory = inventory
         self._down_after = dt.timedelta(seconds=down_after_s)
 
     def is_up(self, agent: Agent) -> bool:
@@ -32,7 +32,7 @@ class Agents:
 
     def all(self) -> list[Agent]:
         """Return every agent ever seen."""
-        return self._inventory.agents()
+        return self.inventory.agents()
 
     def live_hosts(self) -> frozenset[str]:
         """Return the hosts whose agent is up."""
@@ -44,13 +44,13 @@ class Agents:
 
     def clock_offset_s(self, host: str) -> float:
         """Return how far a host's clock is ahead of ours; 0 where that is not known, or little."""
-        agent = self._inventory.agent(host)
+        agent = self.inventory.agent(host)
         offset_s = agent.clock_offset_s if agent and agent.clock_offset_s else 0.0
         return offset_s if abs(offset_s) > _CLOCKS_AGREE_S else 0.0
 
     def require_up(self, host: str) -> None:
         """Raise AgentUnavailable, in a tenant's words, unless the host's agent can take a job."""
-        agent = self._inventory.agent(host)
+        agent = self.inventory.agent(host)
         if agent is None or not self.is_up(agent):
             raise AgentUnavailable(
                 "the compute agent of this instance's host is not up; try again when it is"

@@ -21,8 +21,7 @@ from oslo_config import cfg
 from oslo_db import options as db_options
 from oslo_middleware.http_proxy_to_wsgi import HTTPProxyToWSGI
 
-from api_service import faults, health, identity, middleware
-from api_service.agent_client import AgentClient
+from api_service import faults, health, identity, middleware, server_parts
 from api_service.agents import Agents
 from api_service.backups import Backups
 from api_service.dispatcher import Dispatcher
@@ -80,7 +79,6 @@ from api_service.visibility import Visibility
 from common import conf, notifier, rpc
 from common.errors import ConfigurationError
 from common.glance import ImageService
-from common.messages import COMPUTE_TOPIC, RPC_VERSION
 
 PROG = "stillframe-api"
 LOG_FILE = "n-api.log"
@@ -179,8 +177,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
     agents = Agents(inventory, settings.service_down_time)
     images = ImageService(conf.glance.settings(settings))
     transport = rpc.Transport(settings)
-    client = transport.client(topic=COMPUTE_TOPIC, version=RPC_VERSION, timeout_s=_RPC_TIMEOUT_S)
-    dispatcher = Dispatcher(ledger, AgentClient(client, agents.clock_offset_s))
+    dispatcher = server_parts.dispatcher_over(transport, ledger, agents)
     authorizer = Authorizer(settings)
     visibility = Visibility(authorizer=authorizer, inventory=inventory, ledger=ledger)
     snapshots = _snapshots(settings, ledger, agents, images)
@@ -196,6 +193,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         policies=_policies(settings, database, visibility, images, backups, dispatcher),
         overrides=overrides,
         powers=_powers(settings, overrides, snapshots),
+        lifecycle=server_parts.make_lifecycle(settings, snapshots),
         rebuilds=_rebuilds(settings, overrides, snapshots),
         dispatcher=dispatcher,
         health_checks=health.checks(settings, database),
@@ -235,6 +233,7 @@ def make_calls(services: Services, most_at_once: int) -> ServiceEndpoint:
         backups=services.backups,
         powers=services.powers,
         rebuilds=services.rebuilds,
+        lifecycle=services.lifecycle,
         dispatcher=services.dispatcher,
         most_at_once=max(1, most_at_once),
     )

@@ -5,6 +5,7 @@ stillframe-manage db sync|version     the database's schema
 stillframe-manage broker check        RabbitMQ, and who listens on which queue
 stillframe-manage job list|show ID    the ledger
 stillframe-manage image flatten ID    one whole image of an increment and what it lies on
+stillframe-manage image verify ID     whether an image boots, tried out on some host
 stillframe-manage openapi             the API, as an OpenAPI document
 """
 
@@ -14,6 +15,7 @@ import json
 import signal
 import sys
 import tempfile
+import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,17 +25,22 @@ from oslo_config import cfg
 from oslo_db import exception as db_errors
 
 from api_service import openapi, views
+from api_service.agents import Agents
 from api_service.app import ROUTES, make_database
 from api_service.health import check_broker
+from api_service.server_parts import dispatcher_over, make_verifications
 from api_service.store import engine
 from api_service.store.inventory import Inventory
 from api_service.store.job_lists import JobQuery
 from api_service.store.ledger import Ledger
-from common import conf, daemon, flatten, rpc
+from common import conf, context, daemon, flatten, rpc
 from common.errors import StillframeError
 from common.glance import ImageService
+from common.states import ENDED, JobState
 
 PROG = "stillframe-manage"
+
+_LOOK_S = 0.5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,6 +115,27 @@ def image_flatten(settings: cfg.ConfigOpts) -> int:
     return daemon.EXIT_OK
 
 
+def image_verify(settings: cfg.ConfigOpts) -> int:
+    """Try out whether an image boots, and wait for the result; 1 unless it does."""
+    database = make_database(settings)
+    ledger, agents = Ledger(database), Agents(Inventory(database), settings.service_down_time)
+    images = ImageService(conf.glance.settings(settings))
+    caller = context.new(user_id=PROG, roles=["admin"])
+    verifications = make_verifications(settings, agents, images)
+    job = verifications.request(caller, settings.command.image_id)
+    _say(f"Job {job.id} tries out image {job.image_id} on host {job.host}")
+    # What cannot be cast now, the API casts.
+    dispatcher_over(rpc.Transport(settings), ledger, agents).cast(job.id)
+    while job.state not in ENDED:
+        time.sleep(_LOOK_S)
+        # Nobody removes jobs: one that was there is there.
+        job = ledger.find(job.id) or job
+    if job.state is not JobState.DONE:
+        return daemon.fail(f"Image {job.image_id}: {job.reason}")
+    _say(f"Image {job.image_id} boots")
+    return daemon.EXIT_OK
+
+
 def openapi_show(_settings: cfg.ConfigOpts) -> int:
     """Print the OpenAPI document of this release."""
     _say(json.dumps(openapi.document(ROUTES), indent=2))
@@ -120,7 +148,10 @@ Command = Callable[[cfg.ConfigOpts], int]
 COMMANDS: dict[str, dict[str, tuple[Command, tuple[str, ...]]]] = {
     "db": {"sync": (db_sync, ()), "version": (db_version, ())},
     "broker": {"check": (broker_check, ())},
-    "image": {"flatten": (image_flatten, ("image_id",))},
+    "image": {
+        "flatten": (image_flatten, ("image_id",)),
+        "verify": (image_verify, ("image_id",)),
+    },
     "openapi": {"": (openapi_show, ())},
     "job": {"list": (job_list, ()), "show": (job_show, ("job_id",))},
 }

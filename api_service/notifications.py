@@ -15,7 +15,7 @@ from api_service.store.records import Instance, Job
 from common import context
 from common.notifier import Event, Outbox
 from common.reports import Flavor
-from common.states import ENDED, JobKind, JobState, PowerState
+from common.states import ENDED, IMAGE_KINDS, JobKind, JobState, PowerState
 
 #: Of the payload; minor versions only add.
 VERSION = "1.0"
@@ -91,7 +91,7 @@ def payload(job: Job, instance: Instance | None, caller: context.RequestContext)
         "action_initiator_user": job.user_id,
         "action_initiator_project": caller.project_id,
         "request_id": caller.request_id,
-        "snapshot_image_id": job.image_id or None,
+        "snapshot_image_id": (job.image_id or None) if job.kind in IMAGE_KINDS else None,
         "fault": (
             {"exception": job.reason_code, "exception_message": job.reason} if is_failure else None
         ),

@@ -20,6 +20,7 @@ from jsonschema import Draft202012Validator
 from api_service import errors as api
 from api_service import faults, microversions, policies, schemas
 from api_service.schemas import v1, v1_policies
+from api_service.schemas.create import create_server
 from api_service.schemas.rebuild import rebuild
 from api_service.schemas.v1 import Parameters, Schema
 
@@ -95,6 +96,10 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("post", f"{_NOVA}servers/{{server_id}}/action"): Operation(
         status=202, body=_any_action((*schemas.ACTIONS, rebuild(microversions.MAXIMUM)))
     ),
+    ("post", f"{_NOVA}servers"): _answers(
+        _NOVAS, status=202, body=_schema(create_server(microversions.MAXIMUM))
+    ),
+    ("delete", f"{_NOVA}servers/{{server_id}}"): Operation(status=204),
     ("put", f"{_NOVA}servers/{{server_id}}"): _answers(
         _NOVAS, body=_schema(schemas.update_server(microversions.MAXIMUM))
     ),

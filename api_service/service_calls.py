@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from api_service import faults, powers, rebuilds, schemas, views
+from api_service import faults, microversions, powers, rebuilds, schemas, views
 from api_service.backups import Backups, BackupWish
 from api_service.dispatcher import Dispatcher
 from api_service.errors import Conflict, TooManyRequests
+from api_service.lifecycle import Lifecycle, ServerWish
 from api_service.powers import Powers
 from api_service.rebuilds import Rebuilds, RebuildWish
+from api_service.schemas.create import create_server
 from api_service.snapshots import Snapshots, SnapshotWish
+from api_service.store.job_lists import JobQuery
 from api_service.store.records import Instance, Job
 from api_service.visibility import Visibility
 from common import context
@@ -30,6 +33,8 @@ from common.calls import (
     BackupCall,
     CallAnswer,
     CallError,
+    CreateCall,
+    DeleteCall,
     JobCall,
     PowerCall,
     RebuildCall,
@@ -37,7 +42,7 @@ from common.calls import (
 )
 from common.context import RequestContext
 from common.errors import InstanceBusy
-from common.states import JobKind
+from common.states import IMAGE_KINDS, JobKind
 
 LOG = logging.getLogger(__name__)
 
@@ -94,6 +99,7 @@ class ServiceEndpoint:
         backups: Backups,
         powers: Powers,
         rebuilds: Rebuilds,
+        lifecycle: Lifecycle,
         dispatcher: Dispatcher,
         most_at_once: int,
     ) -> None:
@@ -104,6 +110,7 @@ class ServiceEndpoint:
         self._backups = backups
         self._powers = powers
         self._rebuilds = rebuilds
+        self._lifecycle = lifecycle
         self._dispatcher = dispatcher
         self._room = threading.BoundedSemaphore(most_at_once)
 
@@ -171,6 +178,46 @@ class ServiceEndpoint:
         "reboot_instance", lambda call: powers.REBOOTS[call.reboot_type]
     )
 
+    @_answered("create_instance")
+    def create_instance(self, caller: RequestContext, arguments: Mapping[str, Any]) -> Job:
+        """Make an instance of an image (CreateCall)."""
+        call = CreateCall.from_wire(arguments)
+        schemas.validate(create_server(microversions.MAXIMUM), _server_body(call))
+        self._authorizer.require(caller, "os_compute_api:servers:create")
+        known = self._ledger.find(call.job_id) if call.job_id else None
+        if known is not None:
+            if (known.kind, known.project_id) != (JobKind.CREATE, caller.project_id):
+                raise _taken(call.job_id)
+            return known
+        wish = ServerWish(
+            name=call.name,
+            image_id=call.image_id,
+            flavor_id=call.flavor,
+            networks=call.networks,
+            metadata=call.metadata,
+        )
+        is_admin = self._authorizer.is_admin(caller)
+        with self._place():
+            job = self._lifecycle.create(
+                caller, wish, is_admin=is_admin, job_id=call.job_id or None
+            )
+        if job.castable:
+            self._dispatcher.poke(job.id)
+        return job
+
+    @_answered("delete_instance")
+    def delete_instance(self, caller: RequestContext, arguments: Mapping[str, Any]) -> Job:
+        """Delete an instance (DeleteCall)."""
+        call = DeleteCall.from_wire(arguments)
+        rule = "os_compute_api:servers:delete"
+        instance = self._visibility.instance(caller, call.instance.uuid, rule)
+        powers.require_unlocked(instance, is_admin=self._authorizer.is_admin(caller))
+        for job_id in self._lifecycle.delete(caller, instance):
+            self._dispatcher.poke(job_id)
+        query = JobQuery(instance_uuid=instance.uuid, kinds=(JobKind.DELETE,), limit=1)
+        (newest,) = self._ledger.jobs(query)
+        return newest
+
     @_answered("show_job")
     def show_job(self, caller: RequestContext, arguments: Mapping[str, Any]) -> Job:
         """Tell how a job stands (JobCall)."""
@@ -217,7 +264,7 @@ class ServiceEndpoint:
     def _known(self, job_id: str, instance: Instance, kind: JobKind) -> Job | None:
         job = self._ledger.find(job_id) if job_id else None
         if job is not None and (job.instance_uuid, job.kind) != (instance.uuid, kind):
-            raise Conflict(f"The job id {job_id} is taken: choose a new one for each request.")
+            raise _taken(job_id)
         return job
 
     @contextmanager
@@ -230,10 +277,28 @@ class ServiceEndpoint:
             self._room.release()
 
 
+def _taken(job_id: str) -> Conflict:
+    return Conflict(f"The job id {job_id} is taken: choose a new one for each request.")
+
+
+def _server_body(call: CreateCall) -> dict[str, Any]:
+    """Return a call as REST has it, to be held against the same schema."""
+    server = {
+        "name": call.name,
+        "imageRef": call.image_id,
+        "flavorRef": call.flavor,
+        "networks": [{"uuid": network} for network in call.networks],
+        "metadata": call.metadata,
+    }
+    return {"server": server}
+
+
 def _answer_of(job: Job) -> CallAnswer:
     return CallAnswer(
         job_id=job.id,
-        image_id=job.image_id or None,
+        # Not the one that something is made of.
+        image_id=(job.image_id or None) if job.kind in IMAGE_KINDS else None,
+        instance_uuid=job.instance_uuid,
         state=job.state,
         progress=views.percent(job),
         reason=job.reason,

@@ -97,7 +97,7 @@ class StatusEndpoint:
                 "Job %s (%s%s) ended in %s after %.1f s: %s",
                 outcome.job_id,
                 outcome.kind,
-                f" to image {outcome.image_id}" if outcome.image_id else "",
+                f" to image {outcome.image_id}" if outcome.kind in IMAGE_KINDS else "",
                 outcome.state,
                 took_s,
                 outcome.reason,

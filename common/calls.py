@@ -85,6 +85,30 @@ class RebuildCall(Message):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CreateCall(Message):
+    """Arguments of `create_instance`; without a `job_id` each call makes another instance."""
+
+    name: str
+    image_id: str
+    #: Its id, which is its name.
+    flavor: str
+    networks: tuple[str, ...] = ()
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    job_id: str = ""
+
+    def __post_init__(self) -> None:
+        require_uuid("image_id", self.image_id)
+        _normalize_job_id(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteCall(Message):
+    """Arguments of `delete_instance`; a repeated call is answered with the deletion at work."""
+
+    instance: InstanceRef
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JobCall(Message):
     """Arguments of `show_job` and `cancel_job`."""
 
@@ -111,6 +135,8 @@ class CallAnswer(Message):
 
     job_id: str | None = None
     image_id: str | None = None
+    #: The instance that the job is of.
+    instance_uuid: str | None = None
     state: JobState | None = None
     #: Percent.
     progress: int = 0
@@ -120,7 +146,7 @@ class CallAnswer(Message):
     error: CallError | None = None
 
 
-def _normalize_job_id(call: SnapshotCall | PowerCall | RebuildCall | JobCall) -> None:
+def _normalize_job_id(call: SnapshotCall | PowerCall | RebuildCall | CreateCall | JobCall) -> None:
     """Write the id as ledgers do: one id in two spellings is one job."""
     if call.job_id:
         try:

@@ -41,7 +41,8 @@ HISTORY = {
         " show_job, cancel_job"
     ),
     "1.4": (
-        "backup_instance, rebuild_instance on both topics; a report says of which type a backup is"
+        "backup_instance, rebuild_instance on both topics; a report says of which type a backup is;"
+        " create_instance, delete_instance, verify_image; a host tells its free disk"
     ),
 }
 
@@ -54,6 +55,18 @@ class InstanceRef(Message):
     project_id: str | None = None
     user_id: str | None = None
     name: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Flavor(Message):
+    """The instance's size, from the domain's metadata or, failing that, the domain itself."""
+
+    name: str
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+    ephemeral_gib: int = 0
+    swap_mib: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,18 +211,102 @@ class RebuildRequest(Message):
             object.__setattr__(self, "job_id", str(uuid.uuid4()))
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CreateRequest(Message):
+    """Arguments of `create_instance`: make an instance whose disk is an image's.
+
+    Project, user and name are the instance's own and stand in its definition. Without
+    a `job_id` it is that of the instance, so that a doubled cast is still one job.
+    """
+
+    instance: InstanceRef
+    image_id: str
+    flavor: Flavor
+    kind: typing.ClassVar[JobKind] = JobKind.CREATE
+
+    #: Names or ids of the host's networks; none: it has no interface.
+    networks: tuple[str, ...] = ()
+    #: Properties of the image that its snapshots inherit.
+    image_properties: dict[str, str] = dataclasses.field(default_factory=dict)
+    job_id: str = ""
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_own_job(self, "stillframe-create")
+        require_uuid("image_id", self.image_id)
+        if not (self.instance.project_id and self.instance.user_id):
+            raise MalformedMessage("instance.project_id and instance.user_id must name its owner")
+        if min(self.flavor.vcpus, self.flavor.memory_mib) < 1 or self.flavor.disk_gib < 0:
+            raise MalformedMessage("flavor must have a processor and memory")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteRequest(Message):
+    """Arguments of `delete_instance`: end an instance, its disks and its checkpoints with it."""
+
+    instance: InstanceRef
+    kind: typing.ClassVar[JobKind] = JobKind.DELETE
+
+    job_id: str = ""
+    deadline: float | None = None
+
+    #: It makes none.
+    image_id: typing.ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        _require_own_job(self, "stillframe-delete")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyRequest(Message):
+    """Arguments of `verify_image`: boot an image where nobody sees it, and see whether it does.
+
+    `instance.uuid` is what the throw-away instance is called.
+    """
+
+    instance: InstanceRef
+    image_id: str
+    kind: typing.ClassVar[JobKind] = JobKind.VERIFY
+
+    job_id: str = ""
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_own_job(self, "stillframe-verify")
+        require_uuid("image_id", self.image_id)
+
+
 #: What an agent can be asked for.
-JobRequest = SnapshotRequest | PowerRequest | RebuildRequest
+JobRequest = (
+    SnapshotRequest | PowerRequest | RebuildRequest | CreateRequest | DeleteRequest | VerifyRequest
+)
+
+#: Requests of their own shape, by kind.
+_OWN_REQUESTS: dict[
+    JobKind, type[RebuildRequest | CreateRequest | DeleteRequest | VerifyRequest]
+] = {one.kind: one for one in (RebuildRequest, CreateRequest, DeleteRequest, VerifyRequest)}
+#: What asks for a job of a kind, where it is not `KIND_instance`.
+_METHODS = {JobKind.VERIFY: "verify_image"}
+
+
+def domain_name_of(instance_uuid: str) -> str:
+    """Return what libvirt calls an instance that an agent makes."""
+    return f"instance-{instance_uuid[:8]}"
+
+
+def method_of(kind: JobKind) -> str:
+    """Return the RPC method that asks an agent for a job of a kind."""
+    return _METHODS.get(kind, f"{kind}_instance")
 
 
 def request_from_wire(kind: JobKind, wire: typing.Mapping[str, object]) -> JobRequest:
     """Rebuild a request of that kind; raise MalformedMessage naming the field that does not fit."""
+    if kind in _OWN_REQUESTS:
+        return _OWN_REQUESTS[kind].from_wire(wire)
     if kind is JobKind.BACKUP:
         return BackupRequest.from_wire(wire)
     if kind in IMAGE_KINDS:
         return SnapshotRequest.from_wire(wire)
-    if kind is JobKind.REBUILD:
-        return RebuildRequest.from_wire(wire)
     return PowerRequest.from_wire({**wire, "kind": kind})
 
 
@@ -254,6 +351,16 @@ def require_uuid(name: str, value: str) -> None:
         uuid.UUID(value)
     except ValueError:
         raise MalformedMessage(f"{name} must be a UUID, not {value!r}") from None
+
+
+def _require_own_job(request: CreateRequest | DeleteRequest | VerifyRequest, name: str) -> None:
+    """Check the ids of a request; one without a `job_id` takes one that follows from them."""
+    require_uuid("instance.uuid", request.instance.uuid)
+    if request.job_id:
+        require_uuid("job_id", request.job_id)
+    else:
+        derived = uuid.uuid5(uuid.UUID(request.instance.uuid), name)
+        object.__setattr__(request, "job_id", str(derived))
 
 
 def require_backup(backup_type: str, rotation: int | None) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 
 from common.errors import MalformedMessage
 from common.messages import RPC_VERSION, InstanceRef, require_backup, require_uuid
+from common.messages import Flavor as Flavor
 from common.states import ENDED, IMAGE_KINDS, JobKind, JobState, PowerState
 from common.wire import Message
 
@@ -137,18 +138,6 @@ class JobOutcome(Message):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Flavor(Message):
-    """The instance's size, from the domain's metadata or, failing that, the domain itself."""
-
-    name: str
-    vcpus: int
-    memory_mib: int
-    disk_gib: int
-    ephemeral_gib: int = 0
-    swap_mib: int = 0
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceRecord(Message):
     """One instance as its agent sees it."""
 
@@ -181,6 +170,8 @@ class Hypervisor(Message):
     memory_mib: int
     #: The host's own address, as far as its routes tell; None: an older agent's.
     host_ip: str | None = None
+    #: Room for the disks of new instances; None: an older agent's.
+    free_disk_gib: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,10 @@ class TaskState(enum.StrEnum):
     POWERING_ON = "powering-on"
     REBOOTING = "rebooting"
     REBOOTING_HARD = "rebooting_hard"
+    SCHEDULING = "scheduling"
+    BLOCK_DEVICE_MAPPING = "block_device_mapping"
+    SPAWNING = "spawning"
+    DELETING = "deleting"
 
 
 class VmState(enum.StrEnum):
@@ -38,6 +42,7 @@ class VmState(enum.StrEnum):
     SUSPENDED = "suspended"
     STOPPED = "stopped"
     ERROR = "error"
+    BUILDING = "building"
 
 
 class PowerState(enum.IntEnum):
@@ -75,6 +80,10 @@ class JobKind(enum.StrEnum):
     START = "start"
     STOP = "stop"
     REBOOT = "reboot"
+    CREATE = "create"
+    DELETE = "delete"
+    #: Boots an image in an instance that nobody sees, to find whether it does.
+    VERIFY = "verify"
     REBUILD = "rebuild"
 
 
@@ -83,7 +92,11 @@ IMAGE_KINDS = frozenset({JobKind.SNAPSHOT, JobKind.BACKUP})
 #: What gives an instance another disk, made of an image.
 DISK_KINDS = frozenset({JobKind.REBUILD})
 #: What only changes the power state.
-POWER_KINDS = frozenset(JobKind) - IMAGE_KINDS - DISK_KINDS
+POWER_KINDS = frozenset(
+    {JobKind.PAUSE, JobKind.UNPAUSE, JobKind.START, JobKind.STOP, JobKind.REBOOT}
+)
+#: Done in moments, whatever images are at work; one that was interrupted is simply done again.
+QUICK_KINDS = POWER_KINDS | {JobKind.DELETE}
 
 #: Nova rebuilds instances in these vm states and answers 409 in the others.
 REBUILD_VM_STATES = frozenset({VmState.ACTIVE, VmState.STOPPED, VmState.ERROR})
@@ -97,6 +110,10 @@ FIRST_TASK_STATE: dict[JobKind, TaskState] = {
     JobKind.START: TaskState.POWERING_ON,
     JobKind.STOP: TaskState.POWERING_OFF,
     JobKind.REBOOT: TaskState.REBOOTING,
+    JobKind.CREATE: TaskState.SCHEDULING,
+    JobKind.DELETE: TaskState.DELETING,
+    # No instance of anybody's shows it.
+    JobKind.VERIFY: TaskState.SPAWNING,
     JobKind.REBUILD: TaskState.REBUILDING,
 }
 

@@ -10,6 +10,7 @@ dropped by the broker, so that no old one tells of life.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from importlib import metadata as distribution
 from common import clock, context
 from common.errors import ConfigurationError, StillframeError
 from common.reports import HostReport, InstanceRecord, ReportTaken
+from common.reports import Hypervisor as HostInfo
 from common.rpc import Client
 from compute_agent.guest import description, metadata
 from compute_agent.guest.connection import Hypervisor
@@ -57,6 +59,8 @@ class Announcer:
         self._full_every = full_every
         self._default_owner = default_owner
         self._open_jobs = open_jobs
+        #: Says how much room there is for the disks of new instances.
+        self.free_disk_gib: Callable[[], int | None] = lambda: None
         #: Told when the API refuses this agent after all.
         self.on_refused: Callable[[ConfigurationError], None] = lambda _: None
         self._started_at = clock.epoch_s()
@@ -143,10 +147,13 @@ class Announcer:
             started_at=self._started_at,
             at=clock.epoch_s(),
             expires_s=self._client.timeout_s,
-            hypervisor=self._hypervisor.info() if complete else None,
+            hypervisor=self._host_info() if complete else None,
             instances=self._instances() if complete else None,
             open_jobs=self._open_jobs() if complete else None,
         )
+
+    def _host_info(self) -> HostInfo:
+        return dataclasses.replace(self._hypervisor.info(), free_disk_gib=self.free_disk_gib())
 
     def _send(self, report: HostReport) -> None:
         answer = self._client.call(context.new(), "host_report", report=report.to_wire())
@@ -170,6 +177,8 @@ class Announcer:
     def _record(self, guest: Guest) -> InstanceRecord | None:
         domain = guest.describe()
         known = metadata.read(domain)
+        if known.is_throw_away:
+            return None
         owner = known.owner or self._default_owner
         if owner is None:
             self._say_unowned(guest)

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
+import re
 import sys
 import uuid
 from collections.abc import Sequence
@@ -25,11 +27,13 @@ from compute_agent import release, snapshot
 from compute_agent.announcer import Announcer
 from compute_agent.capture.workspace import Directories
 from compute_agent.endpoint import Endpoint
+from compute_agent.guest import accelerator
 from compute_agent.guest.connection import Hypervisor
 from compute_agent.guest.metadata import Owner
 from compute_agent.increments import Increments
-from compute_agent.jobs import Jobs
+from compute_agent.jobs import Jobs, Runner
 from compute_agent.journal import Journal
+from compute_agent.places import Places
 from compute_agent.power import Powers
 from compute_agent.proofs import ProofSettings
 from compute_agent.rebuild import Rebuilds
@@ -39,8 +43,10 @@ from compute_agent.reporter import Reporter
 from compute_agent.restore.model import RestoreSettings
 from compute_agent.restore.restorer import Restorer
 from compute_agent.sentinel import Sentinel
+from compute_agent.spawn import Spawns
 from compute_agent.stream.throttle import Throttle
 from compute_agent.tools import Settings, Tools
+from compute_agent.trial import Trials, TrialSettings
 
 LOG = logging.getLogger(__name__)
 
@@ -79,7 +85,6 @@ class Agent:
         agent_id = _agent_id(Path(settings.state_path))
         transport = rpc.Transport(settings, name=f"{PROG}-{agent_id}")
         client = transport.client(topic=API_TOPIC, version=RPC_VERSION, timeout_s=_CALL_TIMEOUT_S)
-        directories = _directories(settings)
         journal = Journal(Path(settings.state_path) / "journal.sqlite")
         images = ImageService(conf.glance.settings(settings))
         self.increments = _increments(settings, images)
@@ -94,7 +99,7 @@ class Agent:
             images=images,
             journal=journal,
             increments=self.increments,
-            directories=directories,
+            directories=_directories(settings),
             throttle=self.throttle,
             sentinel=sentinel,
             restorer=_restorer(settings, images, self.throttle),
@@ -103,26 +108,38 @@ class Agent:
         self.pipeline = snapshot.Pipeline(tools)
         self.powers = Powers(tools, shutdown_timeout_s=settings.shutdown_timeout)
         self.rebuilds = Rebuilds(tools, _rebuild_settings(settings))
+        births = _Births(settings, tools)
         self.jobs = jobs = Jobs(
-            _of_kinds(self.pipeline.run, self.rebuilds.run)
-            | dict.fromkeys(POWER_KINDS, self.powers.run),
+            self._runners() | births.runners,
             host=settings.host,
             limit=settings.max_concurrent_snapshots,
             reports=self.reporter,
         )
         endpoint = Endpoint(host=settings.host, journal=journal, jobs=jobs, reporter=self.reporter)
-        undo = _of_kinds(self.pipeline.recover, self.rebuilds.recover)
+        undo = _of_kinds(self.pipeline.recover, self.rebuilds.recover) | births.undo
         recovery = Recovery(undo, host=settings.host, tools=tools, jobs=jobs, reports=self.reporter)
+        recovery.sweep = births.sweep
         server = _server(settings, transport, endpoint)
         self.announcer = _announcer(settings, transport, self.hypervisor, journal, agent_id)
-        self.hypervisor.on_change = self.announcer.changed
-        self.hypervisor.on_undefined = self._instance_deleted
-        self.hypervisor.on_io_error = jobs.instance_out_of_space
+        self.announcer.free_disk_gib = births.places.free_disk_gib
+        self._listen()
         # In this order they start; in the reverse they stop: first no more
         # messages, last the way to tell how things ended.
         first: list[daemon.Service] = [sentinel, self.hypervisor, self.reporter]
         again = release.Again(tools)
         self._services = [*first, recovery, again, jobs, server, self.announcer]
+
+    def _runners(self) -> dict[JobKind, Runner]:
+        return {
+            **_of_kinds(self.pipeline.run, self.rebuilds.run),
+            **dict.fromkeys(POWER_KINDS, self.powers.run),
+        }
+
+    def _listen(self) -> None:
+        """Hear what happens to domains."""
+        self.hypervisor.on_change = self.announcer.changed
+        self.hypervisor.on_undefined = self._instance_deleted
+        self.hypervisor.on_io_error = self.jobs.instance_out_of_space
 
     def run(self) -> int:
         """Run until a signal; return the exit code."""
@@ -166,6 +183,39 @@ class Agent:
         self.pipeline.use(snapshots)
         self.rebuilds.settings = rebuilds
         self.powers.shutdown_timeout_s = shutdown_s
+
+
+class _Births:
+    """What makes instances, ends them and tries images out; `runners` do it, by kind of job."""
+
+    def __init__(self, settings: cfg.ConfigOpts, tools: Tools) -> None:
+        group = settings.spawn
+        self.places = Places(root=Path(group.instances_directory))
+        self.places.make()
+        # Found out with the first instance, and only once.
+        virt_type = functools.cache(lambda: accelerator.virt_type(group.virt_type))
+        spawns = Spawns(tools, self.places, virt_type)
+        trials = Trials(tools, self.places, virt_type, _trial_settings(settings))
+        self.runners: dict[JobKind, Runner] = {
+            JobKind.CREATE: spawns.create,
+            JobKind.DELETE: spawns.delete,
+            JobKind.VERIFY: trials.verify,
+        }
+        self.undo = {JobKind.CREATE: spawns.recover, JobKind.VERIFY: trials.recover}
+        self.sweep = spawns.sweep
+
+
+def _trial_settings(settings: cfg.ConfigOpts) -> TrialSettings:
+    group = settings.spawn
+    try:
+        marker = re.compile(group.verify_marker)
+    except re.error as error:
+        raise ConfigurationError(
+            f"[spawn] verify_marker is no regular expression: {error}"
+        ) from None
+    return TrialSettings(
+        memory_mib=group.verify_memory, timeout_s=group.verify_timeout, marker=marker
+    )
 
 
 def _only_agent_of(state_path: Path, host: str) -> IO[str]:

@@ -28,6 +28,7 @@ from common.messages import (
     JobCancel,
     JobRequest,
     backup_terms,
+    method_of,
     request_from_wire,
 )
 from common.reports import JobAccepted, JobOutcome
@@ -40,7 +41,7 @@ from compute_agent.reporter import Reporter
 LOG = logging.getLogger(__name__)
 
 #: What a method that makes a job makes one of.
-_KINDS = {f"{kind}_instance": kind for kind in JobKind}
+_KINDS = {method_of(kind): kind for kind in JobKind}
 
 #: How an image has to do with what is asked.
 _WAY = dict.fromkeys(IMAGE_KINDS, "to") | dict.fromkeys(DISK_KINDS, "of")
@@ -85,6 +86,18 @@ class Endpoint:
         """Switch `instance` off and on again, as `reboot_type` says."""
         self._take(caller, JobKind.REBOOT, arguments)
 
+    def create_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Make `instance` of the image `image_id` (see CreateRequest)."""
+        self._take(caller, JobKind.CREATE, arguments)
+
+    def delete_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """End `instance`, its disks and all (see DeleteRequest)."""
+        self._take(caller, JobKind.DELETE, arguments)
+
+    def verify_image(self, caller: context.RequestContext, **arguments: Any) -> None:
+        """Try out the image `image_id` (see VerifyRequest)."""
+        self._take(caller, JobKind.VERIFY, arguments)
+
     def rebuild_instance(self, caller: context.RequestContext, **arguments: Any) -> None:
         """Make the root disk of `instance` anew of the image `image_id` (see RebuildRequest)."""
         self._take(caller, JobKind.REBUILD, arguments)
@@ -118,7 +131,7 @@ class Endpoint:
         try:
             request = request_from_wire(kind, arguments)
         except MalformedMessage as error:
-            LOG.error("Refused a malformed %s_instance: %s", kind, error)
+            LOG.error("Refused a malformed %s: %s", method_of(kind), error)
             self._refuse(caller, kind, arguments, error)
             return
         caller.resource_uuid = request.instance.uuid
@@ -153,7 +166,7 @@ class Endpoint:
             "Accepted job %s: %s%s, asked by user %s of project %s",
             request.job_id,
             request.kind,
-            f" {_WAY[request.kind]} image {request.image_id}" if request.image_id else "",
+            f" {_WAY.get(request.kind, 'of')} image {request.image_id}" if request.image_id else "",
             caller.user_id,
             caller.project_id,
         )

@@ -23,7 +23,7 @@ from common import clock, context
 from common.errors import CaptureFailed, JobCancelled, JobInterrupted, StillframeError
 from common.messages import JobRequest, RebuildRequest, SnapshotRequest, backup_terms
 from common.reports import CaptureFigures, DiskImage, JobOutcome, JobProgress, StepTime
-from common.states import IMAGE_KINDS, POWER_KINDS, JobKind, JobState, PowerState, TaskState
+from common.states import IMAGE_KINDS, QUICK_KINDS, JobKind, JobState, PowerState, TaskState
 from compute_agent.journal import Entry
 from compute_agent.stream.throttle import Throttle
 
@@ -36,6 +36,8 @@ _LOOK_S = 0.1
 #: each, must not keep those of others waiting. The threads only wait.
 _QUICK_JOBS = 16
 MB = 10**6
+_DELETED = JobCancelled("the instance was deleted meanwhile")
+_ALL_BUT_DELETIONS = frozenset(JobKind) - {JobKind.DELETE}
 
 
 class Reports(Protocol):
@@ -199,6 +201,9 @@ class Jobs:
 
     def submit(self, entry: Entry) -> None:
         """Work on an entry as soon as a thread and its instance are free."""
+        if entry.request.kind is JobKind.DELETE:
+            # Nothing that is done for it is wanted any more.
+            self.instance_deleted(entry.request.instance.uuid)
         with self._lock:
             waiting = self._by_instance.setdefault(entry.request.instance.uuid, deque())
             waiting.append(entry)
@@ -225,7 +230,7 @@ class Jobs:
 
     def instance_deleted(self, instance_uuid: str) -> None:
         """End what is done for an instance that was deleted."""
-        self._stop_all_of(instance_uuid, JobCancelled("the instance was deleted meanwhile"))
+        self._stop_all_of(instance_uuid, _DELETED, kinds=_ALL_BUT_DELETIONS)
 
     def instance_out_of_space(self, instance_uuid: str) -> None:
         """End what keeps what a guest overwrites: QEMU stopped it, a write of it found no room."""
@@ -276,7 +281,7 @@ class Jobs:
 
     def _hand_over(self, entry: Entry) -> None:
         if not self._stopping:
-            is_quick = entry.request.kind in POWER_KINDS
+            is_quick = entry.request.kind in QUICK_KINDS
             (self._quick_pool if is_quick else self._pool).submit(self._work, entry)
 
     def _waiting(self, job_id: str) -> Entry | None:
@@ -361,7 +366,7 @@ def _goes_on_later(job: Job, error: StillframeError | None) -> bool:
     Only the next agent sees what came of that, and ends the job by it.
     """
     is_interrupted = error is job.why_stopped and isinstance(error, JobInterrupted)
-    return is_interrupted and job.entry.request.kind in POWER_KINDS
+    return is_interrupted and job.entry.request.kind in QUICK_KINDS
 
 
 def _state_of(error: StillframeError | None) -> JobState:

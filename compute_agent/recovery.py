@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common import context
 from common.errors import JobInterrupted
-from common.states import POWER_KINDS, JobKind
+from common.states import IMAGE_KINDS, QUICK_KINDS, JobKind
 from compute_agent import rebuild, release, take_up
 from compute_agent.capture.workspace import Workspace
 from compute_agent.increments import give_up_all
@@ -44,6 +44,8 @@ class Recovery:
         reports: Reports,
     ) -> None:
         self._undo = undo
+        #: Removes what was begun and never made, but for what is busy.
+        self.sweep: Callable[[frozenset[str]], None] = lambda _: None
         self._host = host
         self._tools = tools
         self._journal = tools.journal
@@ -61,6 +63,7 @@ class Recovery:
         for entry in entries:
             if entry not in going_on:
                 self._end(entry)
+        self.sweep(frozenset(entry.request.instance.uuid for entry in going_on))
         # QEMU may still write into the scratch of a job that is open on its guest.
         in_use = [*self._journal.unreleased(), *going_on]
         self._remove_leftovers(keep=[self._directories.of_job(one.job_id) for one in in_use])
@@ -79,7 +82,7 @@ class Recovery:
     def _goes_on(self, entry: Entry) -> bool:
         """Tell whether a job has not begun yet, is done in moments, or its view still stands."""
         try:
-            is_quick = entry.request.kind in POWER_KINDS
+            is_quick = entry.request.kind in QUICK_KINDS
             goes_on = entry.step is None or is_quick or rebuild.goes_on(entry)
             return goes_on or take_up.stands(self._tools, entry)
         except Exception:
@@ -88,7 +91,7 @@ class Recovery:
 
     def _end(self, entry: Entry) -> None:
         """Put one entry right and end its job."""
-        job = Job(entry, self._host, self._reports)
+        job, kind = Job(entry, self._host, self._reports), entry.request.kind
         with context.bound(job.context):
             LOG.warning(
                 "Job %s was interrupted in step %s by the end of the agent; putting it right",
@@ -96,13 +99,13 @@ class Recovery:
                 entry.step,
             )
             try:
-                was_published = self._undo[entry.request.kind](job)
+                was_published = self._undo[kind](job)
             except Exception:
                 # The journal may be another version's; the others must still get their turn.
                 LOG.exception("Job %s could not be put right", entry.job_id)
-                self._journal.mark_unreleased(entry.job_id)
+                if kind in IMAGE_KINDS:
+                    self._journal.mark_unreleased(entry.job_id)
                 was_published = entry.step == "release"
-            kind = entry.request.kind
             error = JobInterrupted(f"the compute agent ended during the {kind}")
             job.finish(None if was_published else error)
 

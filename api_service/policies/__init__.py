@@ -74,6 +74,20 @@ _RULES: tuple[tuple[str, str, str, list[tuple[str, str]]], ...] = (
         [("GET", "/servers"), ("GET", "/servers/detail")],
     ),
     (f"{_SERVERS}:show", _READER_OR_ADMIN, "Show a server.", [("GET", "/servers/{id}")]),
+    (f"{_SERVERS}:create", _MEMBER_OR_ADMIN, "Make a server.", [("POST", "/servers")]),
+    (
+        f"{_SERVERS}:create:forced_host",
+        _ADMIN,
+        "Make a server on a host of one's choice (availability_zone).",
+        [("POST", "/servers")],
+    ),
+    (
+        "compute:servers:create:requested_destination",
+        _ADMIN,
+        "Make a server on a host of one's choice (host, hypervisor_hostname).",
+        [("POST", "/servers")],
+    ),
+    (f"{_SERVERS}:delete", _MEMBER_OR_ADMIN, "Delete a server.", [("DELETE", "/servers/{id}")]),
     (
         f"{_SERVERS}:create_image",
         _MEMBER_OR_ADMIN,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`/flavors`: the sizes of the instances that the caller sees; stock clients ask for them."""
+"""`/flavors`: the sizes of new servers, and of the instances that the caller sees."""
 
 from __future__ import annotations
 
@@ -69,12 +69,18 @@ class Flavors(Resource):
         return views.flavor_summary(flavor, viewer)
 
     def _known(self, request: falcon.Request, name: str | None = None) -> list[Flavor]:
+        """Return the sizes that new servers may have, and then those that servers have."""
+        offered = self.services.lifecycle.flavors
         project_id = self.caller(request).project_id
-        return self.services.inventory.flavors(
+        found = self.services.inventory.flavors(
             project_id=None if self._is_admin(request) else project_id,
             name=name,
             limit=self.services.max_limit,
         )
+        return [
+            *(one for one in offered.values() if name in (None, one.name)),
+            *(one for one in found if one.name not in offered),
+        ]
 
 
 class FlavorsDetail(Flavors):

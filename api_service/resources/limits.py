@@ -27,7 +27,6 @@ _UNTIL: dict[Version, dict[str, int]] = {
 _ALWAYS = {
     "maxServerMeta": SERVER_METADATA_ITEMS,
     "maxTotalCores": _NONE,
-    "maxTotalInstances": _NONE,
     "maxTotalKeypairs": 0,
     "maxTotalRAMSize": _NONE,
     "maxServerGroups": 0,
@@ -40,9 +39,11 @@ class Limits(Resource):
     """`GET /limits`."""
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Tell them; instances are the hypervisors' to bound, not ours."""
+        """Tell them; how many processors and how much memory is the hypervisors' to bound."""
         flavors = self.services.inventory.sizes_of_project(self._project(request))
+        most = self.services.lifecycle.most_instances
         absolute = _ALWAYS | {
+            "maxTotalInstances": _NONE if most is None else most,
             "totalCoresUsed": sum(flavor.vcpus for flavor in flavors),
             "totalInstancesUsed": len(flavors),
             "totalRAMUsed": sum(flavor.memory_mib for flavor in flavors),

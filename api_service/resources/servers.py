@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import falcon
 
-from api_service import schemas, views
-from api_service.errors import BadRequest, Forbidden
+from api_service import powers, schemas, views
+from api_service.errors import BadRequest
+from api_service.lifecycle import ServerWish
 from api_service.resources import parameters, server_query
 from api_service.resources.services import Resource
+from api_service.schemas.create import create_server, networks_of, require_possible
 from api_service.store.instance_lists import InstanceQuery
 from api_service.store.records import Instance
 from api_service.visibility import is_uuid
+from common.context import RequestContext
+
+#: There is one availability zone.
+ZONE = "nova"
 
 #: The instance's fields by their names in the body of a change.
 FIELDS = {
@@ -82,10 +90,62 @@ class _ServerList(Resource):
 class Servers(_ServerList):
     """`/servers`."""
 
-    def on_post(self, request: falcon.Request, _response: falcon.Response) -> None:
-        """Refuse to make one: 403, which no client tries again."""
-        schemas.read_body(request)
-        raise Forbidden("Servers are not made through this API; their hypervisors announce them.")
+    def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Make one: it exists from now on."""
+        body, caller = schemas.read_body(request), self.caller(request)
+        schemas.validate(create_server(request.context.version), body)
+        self.services.authorizer.require(caller, "os_compute_api:servers:create")
+        require_possible(body)
+        is_admin = self.services.authorizer.is_admin(caller)
+        job = self.services.lifecycle.create(
+            caller, self._wish(caller, body["server"]), is_admin=is_admin
+        )
+        if job.castable:
+            self.services.dispatcher.poke(job.id)
+        disk_config = body["server"].get("OS-DCF:diskConfig")
+        made = views.created_server(job.instance_uuid, disk_config, self.viewer(request))
+        response.status = falcon.HTTP_202
+        response.location = made["links"][0]["href"]
+        response.media = {"server": made}
+
+    def _wish(self, caller: RequestContext, asked: dict[str, Any]) -> ServerWish:
+        lifecycle = self.services.lifecycle
+        return ServerWish(
+            name=asked["name"],
+            image_id=asked["imageRef"],
+            flavor_id=str(asked["flavorRef"]),
+            networks=networks_of(asked, lifecycle.default_network),
+            metadata=asked.get("metadata", {}),
+            fields={FIELDS[name]: value for name, value in asked.items() if name in FIELDS},
+            host=self._host(caller, asked),
+        )
+
+    def _host(self, caller: RequestContext, asked: dict[str, Any]) -> str | None:
+        """Return the host that it shall be on, if the caller may say so; None: any."""
+        zone, _, forced = str(asked.get("availability_zone", ZONE)).partition(":")
+        if zone not in (ZONE, ""):
+            raise BadRequest("The requested availability zone is not available")
+        named = {asked[name] for name in ("host", "hypervisor_hostname") if name in asked}
+        if forced and named:
+            raise BadRequest(
+                "Specifying an availability zone with a host is mutually exclusive with host "
+                "and hypervisor_hostname."
+            )
+        if forced:
+            rule = "os_compute_api:servers:create:forced_host"
+            self.services.authorizer.require(caller, rule)
+            return forced.partition(":")[0]
+        if not named:
+            return None
+        rule = "compute:servers:create:requested_destination"
+        self.services.authorizer.require(caller, rule)
+        hosts = {name: self.services.lifecycle.placement.host_called(name) for name in named}
+        for name, host in hosts.items():
+            if host is None:
+                raise BadRequest(f"Compute host {name} could not be found.")
+        if len(set(hosts.values())) > 1:
+            raise BadRequest(f"No compute node has all of these names: {', '.join(sorted(named))}.")
+        return next(iter(hosts.values()))
 
 
 class ServersDetail(_ServerList):
@@ -119,9 +179,12 @@ class Server(Resource):
         changed = self.visible_instance(request, server_id, rule)
         response.media = {"server": views.updated_server(changed, self.viewer(request))}
 
-    def on_delete(
-        self, request: falcon.Request, _response: falcon.Response, server_id: str
-    ) -> None:
-        """Refuse to delete it."""
-        self.visible_instance(request, server_id, "os_compute_api:servers:show")
-        raise Forbidden("Servers are not deleted through this API; their hypervisors end them.")
+    def on_delete(self, request: falcon.Request, response: falcon.Response, server_id: str) -> None:
+        """Delete it, whatever it is at: 204, and it goes as soon as its host has ended it."""
+        instance = self.visible_instance(request, server_id, "os_compute_api:servers:delete")
+        caller = self.caller(request)
+        is_admin = self.services.authorizer.is_admin(caller)
+        powers.require_unlocked(instance, is_admin=is_admin)
+        for job_id in self.services.lifecycle.delete(caller, instance):
+            self.services.dispatcher.poke(job_id)
+        response.status = falcon.HTTP_204

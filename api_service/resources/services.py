@@ -12,6 +12,7 @@ import falcon
 from api_service.agents import Agents
 from api_service.backups import Backups
 from api_service.dispatcher import Dispatcher
+from api_service.lifecycle import Lifecycle
 from api_service.policies import Authorizer
 from api_service.policy_parts import PolicyParts
 from api_service.powers import Powers
@@ -39,6 +40,7 @@ class Services:
     backups: Backups
     policies: PolicyParts
     powers: Powers
+    lifecycle: Lifecycle
     rebuilds: Rebuilds
     overrides: Overrides
     dispatcher: Dispatcher

@@ -144,6 +144,7 @@ _HYPERVISOR = _object(
         "vcpus": _COUNT,
         "memory_mib": _COUNT,
         "host_ip": _or_null(_TEXT),
+        "free_disk_gib": _or_null(_COUNT),
     }
 )
 HOST = _object(

@@ -25,13 +25,14 @@ from api_service.store.models import AgentRow, InstanceRow
 from api_service.store.records import Agent, Guest, Instance, Job
 from common import clock
 from common.reports import Flavor, HostReport, InstanceRecord
-from common.states import VM_STATE_OF_POWER_STATE, PowerState
+from common.states import VM_STATE_OF_POWER_STATE, PowerState, TaskState
 
 #: What every request about an instance asks: made once, and read as it is, since objects that
 #: could be changed take twice as long.
 _ONE = select(*InstanceRow.__table__.columns).where(
     InstanceRow.uuid == bindparam("uuid"), InstanceRow.deleted_at.is_(None)
 )
+_DELETING = str(TaskState.DELETING)
 #: How long a list of instances may occupy the database.
 QUERY_MAX_S = 20
 
@@ -40,7 +41,7 @@ class Inventory:
     """What runs where; thread-safe."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     @retried
     def take(self, report: HostReport, is_up: Callable[[Agent], bool] = lambda _: False) -> bool:
@@ -50,7 +51,7 @@ class Inventory:
         `is_up`, still lives.
         """
         at = _time_of(report)
-        with self._database.write() as session:
+        with self.database.write() as session:
             is_new = _take_agent(session, report, at, is_up)
             if report.instances is not None:
                 known = _locked(session, [announced.uuid for announced in report.instances])
@@ -62,25 +63,25 @@ class Inventory:
 
     def agent(self, host: str) -> Agent | None:
         """Return an agent."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             row = session.get(AgentRow, host)
             return records.agent(row) if row else None
 
     def agents(self) -> list[Agent]:
         """Return every agent ever seen, by host."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             rows = session.scalars(select(AgentRow).order_by(AgentRow.host))
             return [records.agent(row) for row in rows]
 
     def instance(self, instance_uuid: str) -> Instance | None:
         """Return an instance that exists."""
-        with self._database.engine.connect() as connection:
+        with self.database.engine.connect() as connection:
             row = connection.execute(_ONE, {"uuid": instance_uuid}).one_or_none()
             return records.instance(row) if row else None
 
     def past_instance(self, instance_uuid: str) -> Instance | None:
         """Return an instance that exists, or did."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             row = session.get(InstanceRow, instance_uuid)
             return records.instance(row) if row else None
 
@@ -100,17 +101,17 @@ class Inventory:
             raise BadRequest("The database cannot match by that expression.") from error
 
     def _instances(self, query: InstanceQuery) -> list[Instance]:
-        with self._database.read_for(QUERY_MAX_S) as session:
+        with self.database.read_for(QUERY_MAX_S) as session:
             return [records.instance(row) for row in instance_lists.page(session, query)]
 
     def actions(self, query: ActionQuery) -> list[Job]:
         """Return one page of what was done to an instance, newest first."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             return [records.job(row) for row in action_lists.page(session, query)]
 
     def action(self, instance_uuid: str, request_id: str) -> Job | None:
         """Return what a request did to an instance."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             row = action_lists.of_request(session, instance_uuid, request_id)
             return records.job(row) if row else None
 
@@ -119,7 +120,7 @@ class Inventory:
         columns = (InstanceRow.host, InstanceRow.uuid, InstanceRow.name, InstanceRow.flavor)
         query = select(*columns).where(InstanceRow.deleted_at.is_(None))
         guests: dict[str, list[Guest]] = {}
-        with self._database.read() as session:
+        with self.database.read() as session:
             ordered = query.order_by(InstanceRow.name, InstanceRow.uuid)
             for host, uuid, name, flavor in session.execute(ordered):
                 guest = Guest(uuid=uuid, name=name, flavor=Flavor.from_wire(flavor))
@@ -129,7 +130,7 @@ class Inventory:
     def sizes_of_project(self, project_id: str) -> list[Flavor]:
         """Return the size of each instance of a project."""
         mine = (InstanceRow.project_id == project_id, InstanceRow.deleted_at.is_(None))
-        with self._database.read() as session:
+        with self.database.read() as session:
             found = session.scalars(select(InstanceRow.flavor).where(*mine))
             return [Flavor.from_wire(flavor) for flavor in found]
 
@@ -145,7 +146,7 @@ class Inventory:
             one_of_each = one_of_each.where(named == name)
         one_of_each = one_of_each.group_by(named)
         query = select(InstanceRow.flavor).where(InstanceRow.uuid.in_(one_of_each))
-        with self._database.read() as session:
+        with self.database.read() as session:
             found = session.scalars(query.order_by(named).limit(limit))
             return [Flavor.from_wire(flavor) for flavor in found]
 
@@ -255,12 +256,11 @@ def _take_instance(
         return row
     if at < row.reported_at <= now:
         return row  # a newer report overtook this one
-    if _is_paused_by_job(row, announced):
-        del values["power_state"], values["vm_state"]
-    elif row.in_error:
-        del values["vm_state"]
-    if row.renamed:
-        del values["name"]
+    if row.made_here and row.launched_at is None and row.job_id is None:
+        # The job that was to make it was given up, and yet here it is.
+        row.launched_at, row.in_error, row.fault = now, False, None
+    for name in _kept(row, announced):
+        del values[name]
     row.reported_at = at
     changed = {name: value for name, value in values.items() if getattr(row, name) != value}
     for name, value in changed.items():
@@ -268,6 +268,16 @@ def _take_instance(
     if changed:
         row.updated_at = now
     return row
+
+
+def _kept(row: InstanceRow, announced: InstanceRecord) -> set[str]:
+    """Return the fields of an instance that its host's word does not change now."""
+    kept = {"name"} if row.renamed else set()
+    if _is_paused_by_job(row, announced):
+        return kept | {"power_state", "vm_state"}
+    # What is being made is not there before its job says so.
+    is_unlaunched = row.made_here and row.launched_at is None
+    return kept | {"vm_state"} if row.in_error or is_unlaunched else kept
 
 
 def _is_paused_by_job(row: InstanceRow, announced: InstanceRecord) -> bool:
@@ -286,6 +296,10 @@ def _bury_missing(session: Session, report: HostReport, at: dt.datetime) -> None
             InstanceRow.deleted_at.is_(None),
             or_(InstanceRow.reported_at <= at, InstanceRow.reported_at > now),
             InstanceRow.uuid.not_in(present),
+            # What is still to be made there is not missing, and what is being deleted has
+            # gone when its job says so: its disks go after its domain.
+            or_(InstanceRow.made_here.is_(False), InstanceRow.launched_at.is_not(None)),
+            or_(InstanceRow.task_state.is_(None), InstanceRow.task_state != _DELETING),
         )
         .values(deleted_at=now, updated_at=now, reported_at=at)
     )

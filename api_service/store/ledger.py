@@ -8,14 +8,13 @@ one: where the API itself gave a job up, its agent may know better.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 from typing import Any
 
 from sqlalchemy import case, select, update
 from sqlalchemy.orm import Session
 
-from api_service.store import job_lists, records
+from api_service.store import job_lists, job_rows, lifecycles, records
 from api_service.store.engine import Database, retried
 from api_service.store.job_lists import JobQuery
 from api_service.store.models import InstanceRow, JobRow
@@ -50,7 +49,7 @@ class Ledger:
     """The jobs of the cloud; thread-safe. `listener` hears of every move, once it is committed."""
 
     def __init__(self, database: Database, listener: Listener | None = None) -> None:
-        self._database = database
+        self.database = database
         self._listener = listener
 
     @retried
@@ -60,11 +59,11 @@ class Ledger:
         Unless it says so the job is not castable yet: its image does not exist. Raises
         InstanceBusy (the message names the task state), InstanceNotFound or OverQuota.
         """
-        with self._database.write() as session:
+        with self.database.write() as session:
             job_lists.require_room(session, new)
             if not _take(session, new.instance.uuid, new.id, new.task_state):
                 raise _why_not_taken(session, new)
-            row = _new_row(new)
+            row = job_rows.new_row(new)
             session.add(row)
             session.flush()
             return records.job(row)
@@ -76,7 +75,7 @@ class Ledger:
         False: the reaper has ended the job meanwhile, and it never will be.
         """
         pending = (JobRow.id == job_id, JobRow.state == JobState.PENDING)
-        with self._database.write() as session:
+        with self.database.write() as session:
             return _rowcount(session, update(JobRow).where(*pending).values(castable=True)) == 1
 
     def discard(self, job_id: str) -> None:
@@ -145,6 +144,10 @@ class Ledger:
         """End a job in error for a reason of the API's own; None if it had ended."""
         return self._end(job_id, JobEvent.FAIL, {"reason": reason, "reason_code": reason_code})
 
+    def complete(self, job_id: str) -> Job | None:
+        """End a job that was done here, without an agent; None if it had ended."""
+        return self._end(job_id, JobEvent.FINISH, {})
+
     @retried
     def cancel(self, job_id: str) -> Job | None:
         """Note that somebody wants the job to end; None if it has ended already.
@@ -153,7 +156,7 @@ class Ledger:
         until its agent has ended it, with `cancel_asked_at` set.
         """
         reason = {"reason": "the job was cancelled", "reason_code": "cancelled"}
-        with self._database.write() as session:
+        with self.database.write() as session:
             row = session.get(JobRow, job_id, with_for_update=True)
             if row is None or JobState(row.state) in ENDED:
                 return None
@@ -167,7 +170,7 @@ class Ledger:
     @retried
     def limit(self, job_id: str, bandwidth_limit: int) -> Job | None:
         """Note another limit of an open job's own, in MB/s; None if it has ended already."""
-        with self._database.write() as session:
+        with self.database.write() as session:
             row = session.get(JobRow, job_id, with_for_update=True)
             if row is None or JobState(row.state) in ENDED:
                 return None
@@ -179,7 +182,7 @@ class Ledger:
     @retried
     def was_limited(self, job_id: str, bandwidth_limit: int) -> None:
         """Note that the job's agent was told this limit; another may have come meanwhile."""
-        with self._database.write() as session:
+        with self.database.write() as session:
             row = session.get(JobRow, job_id, with_for_update=True)
             if row is not None and (row.options.get("bandwidth_limit") or 0) == bandwidth_limit:
                 row.limit_due = False
@@ -195,7 +198,7 @@ class Ledger:
             ids.append(report.image_id)
         if not all(map(records.is_id, ids)):
             return False
-        with self._database.write() as session:
+        with self.database.write() as session:
             if session.get(JobRow, report.job_id) is not None:
                 return False
             instance = session.get(InstanceRow, report.instance.uuid)
@@ -218,7 +221,7 @@ class Ledger:
                 accepted_at=now,
                 backup_type=report.backup_type,
                 rotation=report.rotation,
-                **_NOTHING_DONE,
+                **job_rows.NOTHING_DONE,
             )
             session.add(row)
             session.flush()
@@ -230,30 +233,30 @@ class Ledger:
 
     def find(self, job_id: str) -> Job | None:
         """Return a job."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             row = session.get(JobRow, job_id)
             return records.job(row) if row else None
 
     def jobs(self, query: JobQuery | None = None) -> list[Job]:
         """Return jobs, newest first, one page of them."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             return [records.job(row) for row in job_lists.page(session, query or JobQuery())]
 
     def to_discard(self) -> list[Job]:
         """Return the ended jobs whose image may still have to be removed."""
-        with self._database.read() as session:
+        with self.database.read() as session:
             rows = session.scalars(select(JobRow).where(JobRow.discard_image.is_(True)))
             return [records.job(row) for row in rows]
 
     def open_jobs(self) -> list[Job]:
         """Return every job that has not ended."""
         query = select(JobRow).where(JobRow.state.in_(list(OPEN))).order_by(JobRow.created_at)
-        with self._database.read() as session:
+        with self.database.read() as session:
             return [records.job(row) for row in session.scalars(query)]
 
     @retried
     def _set(self, job_id: str, **values: Any) -> None:
-        with self._database.write() as session:
+        with self.database.write() as session:
             session.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
 
     def _end(
@@ -296,7 +299,7 @@ class Ledger:
 
         With `newer_than`, a report that a newer one has overtaken moves nothing.
         """
-        with self._database.write() as session:
+        with self.database.write() as session:
             row = session.get(JobRow, job_id, with_for_update=True)
             if row is None:
                 return None
@@ -307,13 +310,14 @@ class Ledger:
             except IllegalTransition:
                 return None  # a late or doubled report
             before = records.job(row) if self._listener else None
-            if not row.image_id:
+            if row.kind not in IMAGE_KINDS or not row.image_id:
                 values = {**values, "discard_image": False}
             for name, value in {**values, "state": state}.items():
                 setattr(row, name, value)
             if shown:
                 _show(session, row, shown, state)
             session.flush()
+            lifecycles.settle(session, row, state)
             moved = records.job(row)
         self._tell(before, moved)
         return moved
@@ -337,38 +341,6 @@ def _show(session: Session, job: JobRow, shown: dict[str, Any], state: JobState)
         update(InstanceRow)
         .where(InstanceRow.uuid == job.instance_uuid, InstanceRow.job_id == job.id)
         .values(**shown, **let_go, updated_at=clock.now())
-    )
-
-
-_NOTHING_DONE: dict[str, Any] = {
-    "bytes_done": 0,
-    "bytes_total": 0,
-    "rate_bytes_s": 0.0,
-    "steps": [],
-    "images": [],
-    "discard_image": False,
-    "limit_due": False,
-    "rotation_due": False,
-}
-
-
-def _new_row(new: NewJob) -> JobRow:
-    return JobRow(
-        id=new.id,
-        kind=new.kind,
-        state=JobState.PENDING,
-        instance_uuid=new.instance.uuid,
-        project_id=new.instance.project_id,
-        user_id=new.user_id,
-        host=new.instance.host,
-        image_id=new.image_id,
-        options=new.options,
-        context=new.context,
-        castable=new.castable,
-        created_at=clock.now(),
-        deadline_at=new.deadline_at,
-        **(dataclasses.asdict(new.backup) if new.backup else {}),
-        **_NOTHING_DONE,
     )
 
 

@@ -134,6 +134,12 @@ class InstanceRow(Base):
     locked_reason: Mapped[str | None] = mapped_column(Words(255))
     #: An administrator holds it to be broken: its vm state is error until that is taken back.
     in_error: Mapped[bool] = mapped_column(server_default=false())
+    #: Why, in a tenant's words, where it is not an administrator's doing.
+    fault: Mapped[str | None] = mapped_column(Prose)
+    #: It was asked for here: it exists from then on, whatever hosts report, and may be deleted.
+    made_here: Mapped[bool] = mapped_column(server_default=false())
+    #: When it first ran; None: it never did, or its host announced it.
+    launched_at: Mapped[dt.datetime | None]
     job_id: Mapped[str | None] = mapped_column(String(36))
     progress: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[dt.datetime]

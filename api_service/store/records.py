@@ -82,12 +82,20 @@ class Instance:
     locked_by: str | None
     locked_reason: str | None
     in_error: bool
+    fault: str | None = None
+    made_here: bool = False
+    launched_at: dt.datetime | None = None
     job_id: str | None
     progress: int
     created_at: dt.datetime
     updated_at: dt.datetime
     #: None: it exists.
     deleted_at: dt.datetime | None
+
+    @property
+    def is_unlaunched(self) -> bool:
+        """It was asked for here, and no host has it yet, or any more."""
+        return self.made_here and self.launched_at is None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from api_service.views.policies import policy
 from api_service.views.policies import run as policy_run
 from api_service.views.servers import (
     STATUSES,
+    created_server,
     rebuilt_server,
     server,
     server_summary,
@@ -38,6 +39,7 @@ from api_service.views.viewer import Viewer
 __all__ = [
     "STATUSES",
     "Viewer",
+    "created_server",
     "event_id",
     "flavor",
     "flavor_summary",

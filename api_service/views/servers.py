@@ -21,6 +21,7 @@ _STATUS = {
     VmState.SUSPENDED: "SUSPENDED",
     VmState.STOPPED: "SHUTOFF",
     VmState.ERROR: "ERROR",
+    VmState.BUILDING: "BUILD",
 }
 _REBUILDING = {
     TaskState.REBUILDING,
@@ -84,9 +85,7 @@ def server(instance: Instance, viewer: Viewer, *, show: bool) -> dict[str, Any]:
         body["fault"] = {
             "code": 500,
             "created": time_of(instance.updated_at),
-            "message": "An administrator holds the instance to be broken."
-            if instance.in_error
-            else "The guest has crashed.",
+            "message": _why_broken(instance),
         }
     for since, until, for_whom, only_show, make in _KEYS:
         applies = since <= viewer.version <= until and for_whom(viewer)
@@ -95,12 +94,28 @@ def server(instance: Instance, viewer: Viewer, *, show: bool) -> dict[str, Any]:
     return body
 
 
+def created_server(instance_uuid: str, disk_config: str | None, viewer: Viewer) -> dict[str, Any]:
+    """Return the body that answers `POST /servers`."""
+    return {
+        "id": instance_uuid,
+        "links": links(viewer, "servers", instance_uuid),
+        "OS-DCF:diskConfig": disk_config or "MANUAL",
+        "security_groups": [{"name": "default"}],
+    }
+
+
 def updated_server(instance: Instance, viewer: Viewer) -> dict[str, Any]:
     """Return the body that answers a change: all of it from 2.75 on, before what the core had."""
     body = server(instance, viewer, show=True)
     if viewer.version >= _WHOLE_ANSWER:
         return body
     return {key: value for key, value in body.items() if not key.startswith(_EXTENSIONS)}
+
+
+def _why_broken(instance: Instance) -> str:
+    if not instance.in_error:
+        return "The guest has crashed."
+    return instance.fault or "An administrator holds the instance to be broken."
 
 
 def rebuilt_server(instance: Instance, viewer: Viewer) -> dict[str, Any]:
@@ -120,7 +135,7 @@ def _always(instance: Instance, viewer: Viewer) -> dict[str, Any]:
         "tenant_id": instance.project_id,
         "user_id": instance.user_id,
         "metadata": instance.metadata,
-        "hostId": hashlib.sha224(f"{instance.project_id}{instance.host}".encode()).hexdigest(),
+        "hostId": _host_id(instance),
         "image": _image(instance, viewer),
         "created": time_of(instance.created_at),
         "updated": time_of(instance.updated_at),
@@ -134,10 +149,18 @@ def _always(instance: Instance, viewer: Viewer) -> dict[str, Any]:
         "OS-EXT-STS:task_state": instance.task_state,
         "OS-EXT-STS:vm_state": str(instance.vm_state) if is_there else "deleted",
         "OS-EXT-STS:power_state": int(instance.power_state) if is_there else 0,
-        "OS-SRV-USG:launched_at": _exact_time(instance.created_at),
+        "OS-SRV-USG:launched_at": _exact_time(
+            None if instance.is_unlaunched else instance.launched_at or instance.created_at
+        ),
         "OS-SRV-USG:terminated_at": _exact_time(instance.deleted_at),
         "os-extended-volumes:volumes_attached": [],
     }
+
+
+def _host_id(instance: Instance) -> str:
+    if not instance.host:
+        return ""
+    return hashlib.sha224(f"{instance.project_id}{instance.host}".encode()).hexdigest()
 
 
 def _exact_time(value: dt.datetime | None) -> str | None:
@@ -169,8 +192,8 @@ def _flavor_embedded(instance: Instance, _viewer: Viewer) -> dict[str, Any]:
 
 def _where_it_runs(instance: Instance, _viewer: Viewer) -> dict[str, Any]:
     return {
-        "OS-EXT-SRV-ATTR:host": instance.host,
-        "OS-EXT-SRV-ATTR:hypervisor_hostname": instance.host,
+        "OS-EXT-SRV-ATTR:host": instance.host or None,
+        "OS-EXT-SRV-ATTR:hypervisor_hostname": instance.host or None,
         "OS-EXT-SRV-ATTR:instance_name": instance.domain_name,
     }
 
@@ -205,6 +228,8 @@ def _description(instance: Instance, _viewer: Viewer) -> dict[str, Any]:
 
 
 def _host_status(instance: Instance, viewer: Viewer) -> dict[str, Any]:
+    if not instance.host:
+        return {"host_status": ""}
     return {"host_status": "UP" if instance.host in viewer.live_hosts else "UNKNOWN"}
 
 

@@ -26,13 +26,26 @@ from common.conf import (
     quota,
     rebuild,
     restore,
+    spawn,
 )
 from common.errors import ConfigurationError
 
 PROJECT = "stillframe"
 #: The operator's tool works on what the API works with, so it reads the API's files.
 _READS_AS = {"stillframe-manage": "stillframe-api"}
-GROUPS = (base, api, quota, policies, agent, capture, restore, rebuild, glance, libvirt)
+GROUPS = (
+    base,
+    api,
+    quota,
+    policies,
+    agent,
+    capture,
+    restore,
+    rebuild,
+    spawn,
+    glance,
+    libvirt,
+)
 
 #: oslo.messaging reads its tracing options from the global object only, so
 #: both daemons use it too (a private ConfigOpts fails at the first cast).

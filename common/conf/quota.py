@@ -37,6 +37,15 @@ Backup policies that one project may have; another one is refused with 403. -1 i
 no limit.
 """,
     ),
+    cfg.IntOpt(
+        "instances",
+        default=-1,
+        min=-1,
+        help="""
+Instances that one project may have, those that hosts announced among them; a new one
+beyond is refused with 403. -1 is no limit.
+""",
+    ),
     cfg.FloatOpt(
         "requests_per_second",
         default=0,

@@ -23,7 +23,7 @@ from common.errors import InstanceNotFound
 from common.reports import Hypervisor as HypervisorInfo
 from compute_agent.guest import description
 from compute_agent.guest.domain import Guest
-from compute_agent.guest.errors import HypervisorUnavailable, translated
+from compute_agent.guest.errors import HypervisorUnavailable, NetworkNotFound, translated
 from compute_agent.guest.stamps import EVENTS, Recorder
 
 LOG = logging.getLogger(__name__)
@@ -101,6 +101,22 @@ class Hypervisor:
     def guest(self, instance_uuid: str) -> Guest:
         """Return one domain; raise InstanceNotFound if this host has none of that id."""
         return Guest(self._find(instance_uuid), self._find, self.stamps)
+
+    def define(self, domain_xml: str) -> Guest:
+        """Have libvirt know a domain; it is off."""
+        with translated("defining it"):
+            domain = self.connection().defineXML(domain_xml)
+        return Guest(domain, self._find, self.stamps)
+
+    def network_name(self, wanted: str) -> str:
+        """Return the name of the network of this name or id; raise NetworkNotFound."""
+        connection = self.connection()
+        for look in (connection.networkLookupByName, connection.networkLookupByUUIDString):
+            try:
+                return str(look(wanted).name())
+            except libvirt.libvirtError as error:
+                LOG.debug("No network %s: %s", wanted, error)
+        raise NetworkNotFound(f"the instance's host has no network {wanted}")
 
     def disk_paths(self) -> frozenset[str]:
         """Return the files and devices that the disks of all guests are on."""

@@ -42,6 +42,12 @@ class HypervisorUnavailable(StillframeError):
     retryable = True
 
 
+class NetworkNotFound(StillframeError):
+    """The host has no libvirt network of that name or id."""
+
+    code = "network_not_found"
+
+
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
     """Turn a libvirtError raised while `doing` into an exception of ours, and log its words."""

@@ -21,6 +21,8 @@ NOVA_NAMESPACES = (
     "http://openstack.org/xmlns/libvirt/nova/1.1",
     "http://openstack.org/xmlns/libvirt/nova/1.0",
 )
+#: Says of an instance that it is ours alone, for a while, and to be shown to nobody.
+THROW_AWAY = "throwAway"
 _KIB_PER_MIB = 1024
 #: The element's prefix, by its namespace: what people read in the definition.
 _PREFIXES = dict.fromkeys(NOVA_NAMESPACES, "nova") | {OUR_NAMESPACE: "stillframe"}
@@ -45,6 +47,8 @@ class InstanceMetadata:
     flavor: Flavor | None = None
     image_ref: str | None = None
     image_properties: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: Nobody's, and not to be announced.
+    is_throw_away: bool = False
 
 
 def read(domain: ET.Element) -> InstanceMetadata:
@@ -140,6 +144,7 @@ class _Reader:
             flavor=self._flavor(),
             image_ref=image_ref,
             image_properties=self._image_properties(),
+            is_throw_away=self._find(THROW_AWAY) is not None,
         )
 
     def _owner(self) -> Owner | None:

@@ -98,6 +98,17 @@ class Power(Handle):
             if self.is_active():
                 raise
 
+    def undefine(self) -> None:
+        """Have libvirt forget it, and all that it keeps of it; harmless if it has."""
+        flags = (
+            libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+        )
+        with translated("undefining it"):
+            self._domain.undefineFlags(flags)
+
     def _press_button(self) -> None:
         # A guest without one, or that goes off meanwhile, is as one that does not obey.
         with contextlib.suppress(HypervisorError), translated("pressing its power button"):

@@ -19,6 +19,8 @@ from api_service.agents import Agents
 from api_service.app import make_application, make_calls
 from api_service.backups import Backups
 from api_service.dispatcher import Dispatcher
+from api_service.lifecycle import Lifecycle
+from api_service.placement import Placement
 from api_service.policies import Authorizer
 from api_service.policy_parts import PolicyLimits, PolicyParts, make_policy_parts
 from api_service.policy_runner import Verify
@@ -35,11 +37,12 @@ from api_service.store.backups import BackupList
 from api_service.store.engine import Database
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
+from api_service.store.lifecycles import Lifecycles
 from api_service.store.overrides import Overrides
 from api_service.visibility import Visibility
 from common import context
 from common.errors import StillframeError
-from common.reports import InstanceRecord
+from common.reports import Flavor, InstanceRecord
 from tests.api import agents as agent_says
 from tests.api.memory_images import MemoryImages
 
@@ -143,8 +146,10 @@ class Cloud:
             self.ledger, self.inventory, self.agents, lambda: self.rotator.poke()
         )
         self.reaper = self.make_reaper()
+        #: The sizes that new servers may have: none, unless a test says so.
+        self.flavors: dict[str, Flavor] = {}
         self.health: dict[str, Callable[[], Any]] = {"database": lambda: None}
-        services = self._services(policy_limits, verify)
+        self.services = services = self._services(policy_limits, verify)
         self.policies = services.policies
         self.backups = services.backups
         self.http = testing.TestClient(make_application(services))
@@ -213,6 +218,7 @@ class Cloud:
                 agents=self.agents,
                 accept_timeout_s=ACCEPT_TIMEOUT_S,
             ),
+            lifecycle=self._lifecycle(),
             rebuilds=Rebuilds(
                 ledger=self.ledger,
                 overrides=overrides,
@@ -244,6 +250,19 @@ class Cloud:
             dispatcher=self.dispatcher,
             limits=limits or PolicyLimits(),
             verify=verify,
+        )
+
+    def _lifecycle(self) -> Lifecycle:
+        return Lifecycle(
+            ledger=self.ledger,
+            lifecycles=Lifecycles(self.database),
+            inventory=self.inventory,
+            agents=self.agents,
+            placement=Placement(agents=self.agents, inventory=self.inventory),
+            images=self.images,
+            accept_timeout_s=ACCEPT_TIMEOUT_S,
+            quotas=self.quotas,
+            flavors=self.flavors,
         )
 
     def report(self, method: str, report: dict[str, Any], **caller: Any) -> Any:

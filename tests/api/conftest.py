@@ -22,6 +22,7 @@ from common.reports import InstanceRecord
 from tests.api import agents as agent_says
 from tests.api.clouds import Cloud, RecordedCasts
 from tests.api.memory_images import MemoryImages
+from tests.api.new_servers import SMALL
 from tools.stack.databases import SERVERS, ProgramMissing
 
 #: Modules whose tests run on each kind of database: what leans on it most.
@@ -30,6 +31,7 @@ ON_EVERY_DATABASE = frozenset(
     for name in (
         "test_backup_policies",
         "test_databases",
+        "test_deleted_servers",
         "test_giving_up",
         "test_host_reports",
         "test_job_lists",
@@ -153,3 +155,11 @@ def instance(cloud: Cloud) -> InstanceRecord:
     record = agent_says.instance()
     cloud.announce(record)
     return record
+
+
+@pytest.fixture
+def image(cloud: Cloud, images: MemoryImages) -> str:
+    """An image of the project, on a cloud with one empty host and one size."""
+    cloud.flavors["small"] = SMALL
+    cloud.announce()
+    return images.add(owner="p-demo", disk_format="qcow2", size=1 << 20, hw_disk_bus="virtio")

@@ -12,6 +12,8 @@ from falcon import testing
 from api_service.app import make_application, make_identity
 from common.reports import InstanceRecord
 from tests.api.clouds import Cloud
+from tests.api.memory_images import MemoryImages
+from tests.api.new_servers import SMALL, wish
 from tests.api.played_keystone import OTHER, OWN, ROLES, ask, running, settings
 
 SERVER = "/v2.1/servers/{id}"
@@ -118,3 +120,22 @@ def test_lists_hold_nothing_of_another_project(
     for path, what in (("/v2.1/servers/detail", "servers"), ("/v1/jobs", "jobs")):
         assert len(ask(http, f"{role}@{OWN}", path).json[what]) == 1
         assert ask(http, f"{role}@{OTHER}", path).json[what] == []
+
+
+def test_members_make_and_delete_servers(
+    cloud: Cloud, http: testing.TestClient, images: MemoryImages
+) -> None:
+    cloud.flavors["small"] = SMALL
+    cloud.announce()
+    body = wish(images.add(owner=OWN, disk_format="qcow2"))
+    made = {role: ask(http, f"{role}@{OWN}", "/v2.1/servers", "POST", body) for role in ROLES}
+    assert {role for role in ROLES if made[role].status_code == 202} == {"member", "admin"}
+    assert {role for role in ROLES if made[role].status_code == 403} == {
+        "nobody",
+        "reader",
+        "service",
+    }
+    url = f"/v2.1/servers/{made['member'].json['server']['id']}"
+    assert ask(http, f"member@{OTHER}", url, "DELETE").status_code == 404
+    assert ask(http, f"reader@{OWN}", url, "DELETE").status_code == 403
+    assert ask(http, f"member@{OWN}", url, "DELETE").status_code == 204

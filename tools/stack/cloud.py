@@ -44,6 +44,12 @@ progress_log_interval = 2
 [libvirt]
 connection_uri = {libvirt_uri}
 {identity}\
+[spawn]
+instances_directory = {here}/instances
+virt_type = {accelerator}
+flavors = m1.tiny:1/256/1
+verify_marker = guest: ready
+verify_memory = 256
 [capture]
 scratch_directory = {here}/scratch
 socket_directory = {run}/nbd
@@ -207,6 +213,7 @@ class Cloud:
                 run=self.libvirtd.run,
                 port=self._api_port,
                 libvirt_uri=self.libvirtd.uri,
+                accelerator=self._accelerator,
                 identity=self.identity.daemon_options(self.glance_endpoint),
                 extra="\n".join([self._extra_config, *self._options]),
             )

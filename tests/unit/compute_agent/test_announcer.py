@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+import xml.etree.ElementTree as ET
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from common.errors import BrokerUnavailable, ConfigurationError, StillframeError
 from common.reports import Hypervisor, ReportTaken
 from compute_agent.announcer import Announcer
+from compute_agent.guest.metadata import Owner
+from compute_agent.guest.template import throw_away_metadata
 from tests.unit.compute_agent.conftest import wait_for
 
 
@@ -94,3 +97,29 @@ def test_an_agent_that_is_refused_later_is_told_so(api: Api, announcer: Announce
 def test_a_heartbeat_says_for_how_long_it_is_true(api: Api, announcer: Announcer) -> None:
     announcer.claim_host()
     assert api.calls[0]["expires_s"] == api.timeout_s
+
+
+class Throwaway:
+    """A domain that an image is tried out in."""
+
+    uuid, domain_name = "5f0c6e0e-6c0a-4a4f-9f6e-3f1f0e8a4b11", "verify-5f0c6e0e"
+
+    def describe(self) -> ET.Element:
+        domain = ET.Element("domain")
+        ET.SubElement(domain, "metadata").append(throw_away_metadata())
+        return domain
+
+
+def test_what_is_thrown_away_again_is_announced_to_nobody(
+    api: Api, announcer: Announcer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Host, "guests", lambda _: [Throwaway()])
+    # Not even where every domain without an owner has one.
+    announcer._default_owner = Owner(project_id="p", user_id="u")
+    announcer.free_disk_gib = lambda: 7
+    announcer.start()
+    wait_for(lambda: any(call["instances"] is not None for call in api.calls))
+    announcer.stop(time.monotonic() + 5)
+    told = next(call for call in api.calls if call["instances"] is not None)
+    assert told["instances"] == []
+    assert told["hypervisor"]["free_disk_gib"] == 7

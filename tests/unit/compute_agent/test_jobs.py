@@ -12,7 +12,13 @@ from collections.abc import Callable
 import pytest
 
 from common.errors import CaptureFailed, JobCancelled, StillframeError
-from common.messages import InstanceRef, JobRequest, PowerRequest, SnapshotRequest
+from common.messages import (
+    DeleteRequest,
+    InstanceRef,
+    JobRequest,
+    PowerRequest,
+    SnapshotRequest,
+)
 from common.states import JobKind, JobState
 from compute_agent.jobs import MB, Job, Jobs
 from compute_agent.journal import Entry, Journal
@@ -278,4 +284,35 @@ def test_guests_that_do_not_obey_keep_no_other_waiting(
     stuck.go.release(8)
     paused.go.release()
     wait_for(lambda: len(reports.outcomes) == 9)
+    jobs.stop(time.monotonic() + LONG_S)
+
+
+def test_a_deletion_ends_what_is_done_for_its_instance_and_is_not_ended_itself(
+    reports: RecordedReports, new_request: NewRequest, entry_of: Callable[..., Entry]
+) -> None:
+    pipeline, deleted = Pipeline(), threading.Event()
+
+    def delete(job: Job) -> None:
+        # libvirt tells that the domain is gone.
+        jobs.instance_deleted(job.instance.uuid)
+        job.raise_if_stopped()
+        deleted.set()
+
+    runners = {JobKind.SNAPSHOT: pipeline.run, JobKind.DELETE: delete}
+    jobs = Jobs(runners, host="h", limit=1, reports=reports)
+    at_work = new_request()
+    waiting = new_request(at_work.instance.uuid)
+    jobs.submit(entry_of(at_work))
+    assert pipeline.began.acquire(timeout=LONG_S)
+    jobs.submit(entry_of(waiting))
+    deletion = DeleteRequest(instance=InstanceRef(uuid=at_work.instance.uuid))
+    jobs.submit(entry_of(deletion))
+    assert deleted.wait(LONG_S)
+    wait_for(lambda: len(reports.outcomes) == 3)
+    states = {outcome.job_id: outcome.state for outcome in reports.outcomes}
+    assert states == {
+        at_work.job_id: JobState.CANCELLED,
+        waiting.job_id: JobState.CANCELLED,
+        deletion.job_id: JobState.DONE,
+    }
     jobs.stop(time.monotonic() + LONG_S)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the instances live that this agent makes: a directory for each, named by its id.
+
+    ID/disk          the root disk, qcow2
+    ID/console.log   what the guest says on its first serial port
+    ID/fetched/      the image on its way; gone when the instance runs
+    ID/unfinished    there until the instance is made: what has it after a crash is removed
+
+Nothing outside is ever removed, and nothing inside without an owner.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from common.errors import ConfigurationError, JobFailed
+
+LOG = logging.getLogger(__name__)
+
+#: QEMU's user must get through to its files, and see nothing else.
+_ROOT_MODE = 0o711
+_FETCHED_MODE = 0o700
+_DISK_MODE = _CONSOLE_MODE = 0o600
+_GIB = 1 << 30
+
+
+class PlaceTaken(JobFailed):
+    """The host keeps files of an instance of that id already, which nobody may overwrite."""
+
+    code = "instance_exists"
+
+
+class PlaceUnusable(JobFailed):
+    """The directory of a new instance cannot be made, or an old one's not removed."""
+
+    code = "instances_directory_unusable"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One instance's directory."""
+
+    directory: Path
+
+    @property
+    def disk(self) -> Path:
+        """The root disk."""
+        return self.directory / "disk"
+
+    @property
+    def console(self) -> Path:
+        """What the guest says."""
+        return self.directory / "console.log"
+
+    @property
+    def fetched(self) -> Path:
+        """The image on its way."""
+        return self.directory / "fetched"
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.directory / "unfinished"
+
+    def make(self) -> None:
+        """Make it, for an instance that is not made yet; raise PlaceTaken or PlaceUnusable."""
+        try:
+            self.directory.mkdir()
+            self._unfinished.touch()
+            # Whatever this daemon's umask is.
+            self.directory.chmod(_ROOT_MODE)
+            # Whatever begins after this moment, a crash finds it to be unfinished.
+            _sync(self.directory)
+            _sync(self.directory.parent)
+            self.fetched.mkdir(mode=_FETCHED_MODE)
+            # libvirt gives it to QEMU's user, if it is there.
+            self.console.touch(mode=_CONSOLE_MODE)
+        except FileExistsError as error:
+            raise PlaceTaken("the host has files of an instance of this id already") from error
+        except OSError as error:
+            LOG.error("%s cannot be made: %s", self.directory, error)
+            raise PlaceUnusable(f"the host cannot keep a new instance: {error.strerror}") from error
+
+    def finish(self) -> None:
+        """The instance is made: from now on it is not removed but by its deletion."""
+        shutil.rmtree(self.fetched, ignore_errors=True)
+        self._unfinished.unlink(missing_ok=True)
+        _sync(self.directory)
+
+    def is_unfinished(self) -> bool:
+        """Tell whether what is there belongs to an instance that was never made."""
+        return self._unfinished.exists()
+
+    def remove(self) -> None:
+        """Remove it and all that is in it; one that is gone is fine. Raises PlaceUnusable."""
+        if not self.directory.exists():
+            return
+        # What is half removed belongs to nobody.
+        self._unfinished.touch()
+        try:
+            shutil.rmtree(self.directory)
+        except OSError as error:
+            LOG.error("%s cannot be removed: %s", self.directory, error)
+            raise PlaceUnusable(
+                f"the host cannot remove the instance's files: {error.strerror}"
+            ) from error
+        _sync(self.directory.parent)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """The directory of all of them."""
+
+    root: Path
+
+    def make(self) -> None:
+        """Create it at start; raise ConfigurationError naming the option if that fails."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.chmod(_ROOT_MODE)
+        except OSError as error:
+            raise ConfigurationError(
+                f"[spawn] instances_directory = {self.root} cannot be used: {error.strerror}; "
+                "name a directory that this daemon's user may create and own"
+            ) from error
+
+    def of(self, instance_uuid: str) -> Place:
+        """Return an instance's own; nothing is created yet."""
+        return Place(directory=self.root / str(uuid.UUID(instance_uuid)))
+
+    def unfinished(self) -> list[str]:
+        """Return the instances that were begun and never made, by id."""
+        found = []
+        for path in sorted(self.root.iterdir()) if self.root.is_dir() else ():
+            try:
+                place = self.of(path.name)
+            except ValueError:
+                continue  # nothing of ours
+            if place.directory == path and place.is_unfinished():
+                found.append(path.name)
+        return found
+
+    def free_disk_gib(self) -> int:
+        """Return how many GiB new disks may take; 0 where that cannot be told."""
+        try:
+            return shutil.disk_usage(self.root).free // _GIB
+        except OSError as error:
+            LOG.warning("%s cannot be looked at: %s", self.root, error)
+            return 0
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

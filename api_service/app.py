@@ -190,7 +190,7 @@ def make_parts(settings: cfg.ConfigOpts) -> Parts:
         agents=agents,
         snapshots=snapshots,
         backups=backups,
-        policies=_policies(settings, database, visibility, images, backups, dispatcher),
+        policies=_policies(settings, visibility, backups, dispatcher),
         overrides=overrides,
         powers=_powers(settings, overrides, snapshots),
         lifecycle=server_parts.make_lifecycle(settings, snapshots),
@@ -261,20 +261,17 @@ def _powers(settings: cfg.ConfigOpts, overrides: Overrides, beside: Snapshots) -
 
 
 def _policies(
-    settings: cfg.ConfigOpts,
-    database: Database,
-    visibility: Visibility,
-    images: ImageService,
-    backups: Backups,
-    dispatcher: Dispatcher,
+    settings: cfg.ConfigOpts, visibility: Visibility, backups: Backups, dispatcher: Dispatcher
 ) -> PolicyParts:
-    most = settings.quota.policies
+    most, beside = settings.quota.policies, backups.snapshots
+    verifications = server_parts.make_verifications(settings, beside.agents, beside.images)
     return make_policy_parts(
-        database=database,
+        database=beside.ledger.database,
         visibility=visibility,
-        images=images,
+        images=beside.images,
         backups=backups,
         dispatcher=dispatcher,
+        verify=lambda caller, backup: verifications.request(caller, backup.image_id),
         limits=PolicyLimits(
             backups_per_host=settings.policies.backups_per_host,
             min_interval_s=settings.policies.min_interval,

@@ -12,6 +12,7 @@ from api_service import flavor_table
 from api_service.agent_client import AgentClient
 from api_service.agents import Agents
 from api_service.dispatcher import Dispatcher
+from api_service.image_checks import ImageLooks
 from api_service.lifecycle import Lifecycle
 from api_service.placement import Placement, Ratios
 from api_service.snapshots import Snapshots
@@ -19,7 +20,6 @@ from api_service.store.ledger import Ledger
 from api_service.store.lifecycles import Lifecycles
 from api_service.verifications import Verifications
 from common import rpc
-from common.glance import ImageService
 from common.messages import COMPUTE_TOPIC, RPC_VERSION
 
 _RPC_TIMEOUT_S = 30.0
@@ -54,7 +54,7 @@ def make_lifecycle(settings: cfg.ConfigOpts, beside: Snapshots) -> Lifecycle:
 
 
 def make_verifications(
-    settings: cfg.ConfigOpts, agents: Agents, images: ImageService
+    settings: cfg.ConfigOpts, agents: Agents, images: ImageLooks
 ) -> Verifications:
     """Return what has images tried out."""
     return Verifications(

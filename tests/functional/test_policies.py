@@ -39,7 +39,7 @@ def backup(cloud: Cloud, guest: Guest, policy: dict[str, Any]) -> Asked:
     return Asked(cloud, guest, job["image_id"])
 
 
-def test_a_policy_makes_a_backup_and_removes_the_one_before(
+def test_a_policy_makes_a_backup_sees_it_boot_and_removes_the_one_before(
     cloud: Cloud, new_guest: NewGuest
 ) -> None:
     guest = new_guest(start=False)
@@ -48,6 +48,7 @@ def test_a_policy_makes_a_backup_and_removes_the_one_before(
         "schedule": {"cron": "0 0 1 1 *"},
         "instances": {"ids": [guest.uuid]},
         "retention": {"last": 1},
+        "verify": True,
     }
     policy = ask(cloud, "POST", "/v1/policies", {"policy": wish})["policy"]
     first = backup(cloud, guest, policy)
@@ -56,6 +57,7 @@ def test_a_policy_makes_a_backup_and_removes_the_one_before(
     image = second.image()
     assert image is not None
     assert (image["status"], image["backup_type"]) == ("active", "nightly")
+    assert image["stillframe_verified"] == "yes"
     url = f"/v1/policies/{policy['id']}"
     (kept,) = ask(cloud, "GET", f"{url}/retention")["backups"]
     assert (kept["image_ids"], kept["rules"]) == ([second.image_id], ["last"])

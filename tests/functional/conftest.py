@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.functional.meddler import Meddler
+from tools.stack import keystone as keystone_tools
 from tools.stack import prepare
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest, GuestWish
@@ -121,6 +122,34 @@ def _connect(cloud: Cloud, transport_url: str) -> None:
     cloud.agent.stop()
     cloud.api.stop()
     cloud.start_daemons()
+
+
+@pytest.fixture(scope="session")
+def keystone_cloud(make_cloud: Callable[..., Cloud]) -> Iterator[Callable[[int], Cloud]]:
+    """One cloud with a Keystone; each caller says for how many seconds a token shall be good."""
+    prepare.keystone_venv()
+    clouds: list[Cloud] = []
+
+    def with_tokens_for(life_s: int) -> Cloud:
+        if not clouds:
+            cloud = make_cloud("cloud-with-keystone", token_life_s=life_s)
+            clouds.append(stack.enter_context(started(cloud)))
+        give_tokens_for(clouds[0], life_s)
+        return clouds[0]
+
+    with contextlib.ExitStack() as stack:
+        yield with_tokens_for
+
+
+def give_tokens_for(cloud: Cloud, life_s: int) -> None:
+    """Change how long tokens are good, also those that the daemons work with."""
+    keystone = cloud.identity
+    assert isinstance(keystone, keystone_tools.Keystone)
+    if keystone.token_life_s != life_s:
+        cloud.agent.stop()
+        cloud.api.stop()
+        keystone.give_tokens_for(life_s)
+        cloud.start_daemons()
 
 
 @pytest.fixture(scope="session")

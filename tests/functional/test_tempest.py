@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import pytest
 
@@ -49,13 +48,10 @@ def cloud(keystone_cloud: Callable[[int], Cloud]) -> Cloud:
 
 @pytest.fixture(scope="module")
 def runs(
-    cloud: Cloud,
-    guest_image: Path,
-    all_tests: list[str],
-    tmp_path_factory: pytest.TempPathFactory,
+    cloud: Cloud, all_tests: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[str, Run]]:
     """Tempest in each setting, side by side: it waits more than it works."""
-    target = tempest_tool.make_target(cloud, guest_image)
+    target = tempest_tool.make_target(cloud, tmp_path_factory.mktemp("tempest"))
     runs: dict[str, Run] = {}
     try:
         for setting in SETTINGS:

@@ -46,6 +46,9 @@ key_repository = {here}/fernet-keys
 key_repository = {here}/fernet-keys
 [credential]
 key_repository = {here}/credential-keys
+[cache]
+enabled = true
+backend = dogpile.cache.memory
 [identity]
 password_hash_rounds = 4
 [token]

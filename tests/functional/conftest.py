@@ -28,6 +28,15 @@ __all__ = ["CACHE", "ROOT", "alone"]  # for the tests
 
 meddlers: dict[Path, Meddler] = {}
 SCRATCH_MIB = 1024
+#: Of the cloud with a Keystone: what its servers boot hears no power button.
+_FOR_MANY_SMALL_SERVERS = """\
+[DEFAULT]
+shutdown_timeout = 1
+[spawn]
+flavors = nano:1/64/0,micro:1/96/0
+[rebuild]
+running_time = 0.5
+"""
 _numbers = itertools.count(1)
 
 
@@ -71,13 +80,13 @@ def make_cloud(
     """Make a cloud that is not started yet, also for a module that needs one of its own."""
 
     def make(name: str, **parts: Any) -> Cloud:
+        parts = {"extra_config": extra_config, **parts}
         return Cloud(
             tmp_path_factory.mktemp(name),
             cache=CACHE,
             bin_directory=Path(sys.executable).parent,
             image=guest_image,
             accelerator=accelerator,
-            extra_config=extra_config,
             **parts,
         )
 
@@ -132,7 +141,9 @@ def keystone_cloud(make_cloud: Callable[..., Cloud]) -> Iterator[Callable[[int],
 
     def with_tokens_for(life_s: int) -> Cloud:
         if not clouds:
-            cloud = make_cloud("cloud-with-keystone", token_life_s=life_s)
+            cloud = make_cloud(
+                "cloud-with-keystone", token_life_s=life_s, extra_config=_FOR_MANY_SMALL_SERVERS
+            )
             clouds.append(stack.enter_context(started(cloud)))
         give_tokens_for(clouds[0], life_s)
         return clouds[0]

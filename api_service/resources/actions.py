@@ -15,7 +15,7 @@ from api_service.backups import BackupWish
 from api_service.errors import BadRequest
 from api_service.microversions import Version
 from api_service.rebuilds import RebuildWish
-from api_service.resources.servers import FIELDS
+from api_service.resources.servers import fields_of
 from api_service.resources.services import Resource
 from api_service.schemas.rebuild import rebuild, require_possible
 from api_service.snapshots import SnapshotWish
@@ -101,7 +101,7 @@ class ServerAction(Resource):
         powers.require_unlocked(instance, is_admin=is_admin)
         wish = RebuildWish(
             image_id=wanted["imageRef"],
-            changes={FIELDS[name]: value for name, value in wanted.items() if name in FIELDS},
+            changes=fields_of(wanted),
             metadata=wanted.get("metadata"),
         )
         job = self.services.rebuilds.request(caller, instance, wish, is_admin=is_admin)

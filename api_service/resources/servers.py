@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Mapping
 from typing import Any
 
 import falcon
@@ -30,6 +32,17 @@ FIELDS = {
     "accessIPv6": "access_ip_v6",
     "OS-DCF:diskConfig": "disk_config",
 }
+
+
+def fields_of(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a body says of a server, by the instance's fields.
+
+    Like Nova it keeps an IPv6 address in its shortest form (RFC 5952).
+    """
+    said = {FIELDS[name]: value for name, value in asked.items() if name in FIELDS}
+    if said.get("access_ip_v6"):
+        said["access_ip_v6"] = str(ipaddress.IPv6Address(said["access_ip_v6"]))
+    return said
 
 
 class _ServerList(Resource):
@@ -116,7 +129,7 @@ class Servers(_ServerList):
             flavor_id=str(asked["flavorRef"]),
             networks=networks_of(asked, lifecycle.default_network),
             metadata=asked.get("metadata", {}),
-            fields={FIELDS[name]: value for name, value in asked.items() if name in FIELDS},
+            fields=fields_of(asked),
             host=self._host(caller, asked),
         )
 
@@ -173,7 +186,7 @@ class Server(Resource):
         rule = "os_compute_api:servers:update"
         instance = self.visible_instance(request, server_id, rule)
         asked = body["server"]
-        changes = {FIELDS[name]: value for name, value in asked.items()}
+        changes = fields_of(asked)
         if changes:
             self.services.overrides.describe(instance.uuid, changes)
         changed = self.visible_instance(request, server_id, rule)

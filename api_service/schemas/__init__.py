@@ -197,7 +197,6 @@ def update_server(version: tuple[int, int]) -> Draft202012Validator:
     server = {
         "type": "object",
         "properties": server_fields(version),
-        "minProperties": 1,
         "additionalProperties": False,
     }
     return Draft202012Validator(

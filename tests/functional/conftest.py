@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.functional.meddler import Meddler
+from tools.stack import keystone as keystone_tools
 from tools.stack import prepare
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest, GuestWish
@@ -27,6 +28,15 @@ __all__ = ["CACHE", "ROOT", "alone"]  # for the tests
 
 meddlers: dict[Path, Meddler] = {}
 SCRATCH_MIB = 1024
+#: Of the cloud with a Keystone: what its servers boot hears no power button.
+_FOR_MANY_SMALL_SERVERS = """\
+[DEFAULT]
+shutdown_timeout = 1
+[spawn]
+flavors = nano:1/64/0,micro:1/96/0
+[rebuild]
+running_time = 0.5
+"""
 _numbers = itertools.count(1)
 
 
@@ -70,13 +80,13 @@ def make_cloud(
     """Make a cloud that is not started yet, also for a module that needs one of its own."""
 
     def make(name: str, **parts: Any) -> Cloud:
+        parts = {"extra_config": extra_config, **parts}
         return Cloud(
             tmp_path_factory.mktemp(name),
             cache=CACHE,
             bin_directory=Path(sys.executable).parent,
             image=guest_image,
             accelerator=accelerator,
-            extra_config=extra_config,
             **parts,
         )
 
@@ -121,6 +131,36 @@ def _connect(cloud: Cloud, transport_url: str) -> None:
     cloud.agent.stop()
     cloud.api.stop()
     cloud.start_daemons()
+
+
+@pytest.fixture(scope="session")
+def keystone_cloud(make_cloud: Callable[..., Cloud]) -> Iterator[Callable[[int], Cloud]]:
+    """One cloud with a Keystone; each caller says for how many seconds a token shall be good."""
+    prepare.keystone_venv()
+    clouds: list[Cloud] = []
+
+    def with_tokens_for(life_s: int) -> Cloud:
+        if not clouds:
+            cloud = make_cloud(
+                "cloud-with-keystone", token_life_s=life_s, extra_config=_FOR_MANY_SMALL_SERVERS
+            )
+            clouds.append(stack.enter_context(started(cloud)))
+        give_tokens_for(clouds[0], life_s)
+        return clouds[0]
+
+    with contextlib.ExitStack() as stack:
+        yield with_tokens_for
+
+
+def give_tokens_for(cloud: Cloud, life_s: int) -> None:
+    """Change how long tokens are good, also those that the daemons work with."""
+    keystone = cloud.identity
+    assert isinstance(keystone, keystone_tools.Keystone)
+    if keystone.token_life_s != life_s:
+        cloud.agent.stop()
+        cloud.api.stop()
+        keystone.give_tokens_for(life_s)
+        cloud.start_daemons()
 
 
 @pytest.fixture(scope="session")

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from tests.functional.conftest import CACHE
 from tests.functional.snapshots import TIMEOUT_S, openstack, wait_for
 from tools.stack import keystone as keystone_tools
-from tools.stack import prepare
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest, GuestWish
 from tools.stack.keystone import SERVICE_USER
@@ -57,28 +55,9 @@ class Caller:
 
 
 @pytest.fixture(scope="module")
-def cloud(
-    tmp_path_factory: pytest.TempPathFactory,
-    guest_image: Path,
-    accelerator: str,
-    glance_venv: Path,
-) -> Iterator[Cloud]:
-    """A cloud with a Keystone; it stands in for the one that believes everybody."""
-    prepare.keystone_venv()
-    cloud = Cloud(
-        tmp_path_factory.mktemp("cloud-with-keystone"),
-        cache=CACHE,
-        bin_directory=BIN,
-        image=guest_image,
-        accelerator=accelerator,
-        token_life_s=TOKEN_LIFE_S,
-    )
-    try:
-        cloud.start_parts()
-        cloud.start_daemons()
-        yield cloud
-    finally:
-        cloud.stop()
+def cloud(keystone_cloud: Callable[[int], Cloud]) -> Cloud:
+    """The cloud with a Keystone stands in for the one that believes everybody."""
+    return keystone_cloud(TOKEN_LIFE_S)
 
 
 @pytest.fixture(scope="module")

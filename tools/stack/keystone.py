@@ -46,6 +46,9 @@ key_repository = {here}/fernet-keys
 key_repository = {here}/fernet-keys
 [credential]
 key_repository = {here}/credential-keys
+[cache]
+enabled = true
+backend = dogpile.cache.memory
 [identity]
 password_hash_rounds = 4
 [token]
@@ -111,7 +114,7 @@ class Keystone:
         self._directory = directory
         self._venv = venv
         self._endpoints = endpoints
-        self._token_life_s = token_life_s
+        self.token_life_s = token_life_s
         self.process = Process("keystone", directory)
         self.port = kept_port(directory / "port", self.process)
 
@@ -141,6 +144,12 @@ class Keystone:
     def stop(self) -> None:
         """Stop it."""
         self.process.stop()
+
+    def give_tokens_for(self, life_s: int) -> None:
+        """Give tokens of another life from now on; those that were given keep theirs."""
+        self.token_life_s = life_s
+        self.stop()
+        self.start()
 
     def credentials(self) -> str:
         """Return keystoneauth's options for the service user, without their group's name."""
@@ -185,7 +194,7 @@ class Keystone:
 
     def _configure(self) -> None:
         self._config_file.write_text(
-            _CONFIG.format(here=self._directory, token_life_s=self._token_life_s)
+            _CONFIG.format(here=self._directory, token_life_s=self.token_life_s)
         )
         wanted, done = json.dumps(self._wanted()), self._directory / "prepared.json"
         if done.exists() and done.read_text() == wanted:

@@ -156,9 +156,13 @@ def listens(port: int) -> bool:
 
 
 def _start_time(pid: int) -> int | None:
-    """Return when a process began, in the kernel's ticks; None if it is gone or a zombie."""
+    """Return when a process began, in the kernel's ticks; None if it is gone or a zombie.
+
+    A zombie that has threads left is none yet: what it listened on is still open.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] == "Z" else int(fields[19])
+    threads = int(fields[17])
+    return None if fields[0] == "Z" and threads <= 1 else int(fields[19])

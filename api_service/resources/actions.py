@@ -107,7 +107,9 @@ class ServerAction(Resource):
         job = self.services.rebuilds.request(caller, instance, wish, is_admin=is_admin)
         changed = self.visible_instance(asked.request, asked.server_id, rebuilds.RULE)
         self.services.dispatcher.poke(job.id)
-        body = views.rebuilt_server(changed, self.viewer(asked.request))
+        # The instance has its new image when it runs from it; the answer names it already.
+        will_be = dataclasses.replace(changed, image_ref=wish.image_id)
+        body = views.rebuilt_server(will_be, self.viewer(asked.request))
         asked.response.media = {"server": body}
         asked.response.location = body["links"][0]["href"]
 

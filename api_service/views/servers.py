@@ -119,8 +119,12 @@ def _why_broken(instance: Instance) -> str:
 
 
 def rebuilt_server(instance: Instance, viewer: Viewer) -> dict[str, Any]:
-    """Return the body that answers a rebuild: an update's, and what it may have changed."""
+    """Return the body that answers a rebuild: an update's, and what it may have changed.
+
+    As in Nova's, `user_data` takes the place of the extension's key of that name.
+    """
     body = updated_server(instance, viewer)
+    body.pop("OS-EXT-SRV-ATTR:user_data", None)
     for since, name in _REBUILD_KEYS:
         if viewer.version >= since:
             body[name] = None

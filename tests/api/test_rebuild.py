@@ -122,6 +122,7 @@ def test_what_else_is_asked_is_written_on_the_instance(
     kept = ("name", "metadata", "description", "accessIPv4", "accessIPv6", "OS-DCF:diskConfig")
     assert {name: body[name] for name in kept} == {name: asked[name] for name in kept}
     assert body["OS-EXT-SRV-ATTR:hostname"] == "web-2"
+    assert body["image"]["id"] == image_id
     assert "secret" not in str(cloud.casts.next())
 
 

@@ -6,8 +6,11 @@ All of them but those that tempest_left_out.yaml names, each with its reason.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
@@ -17,6 +20,8 @@ from tests.functional.tempest_tool import OUT_OF_RANGE, Outcome, Run
 from tools.stack.cloud import Cloud
 
 _TIMEOUT_S = 270.0
+#: Processes of tempest for each setting: it waits much more than it works.
+_PROCESSES = 5
 #: Tempest takes a token for dead a minute before it is.
 _TOKEN_LIFE_S = 3600
 
@@ -49,23 +54,27 @@ def cloud(keystone_cloud: Callable[[int], Cloud]) -> Cloud:
 @pytest.fixture(scope="module")
 def runs(
     cloud: Cloud, all_tests: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mapping[str, Run]]:
-    """Tempest in each setting, side by side: it waits more than it works."""
+) -> Iterator[Mapping[str, list[Run]]]:
+    """Tempest in each setting, all side by side, each process with projects of its own."""
     target = tempest_tool.make_target(cloud, tmp_path_factory.mktemp("tempest"))
-    runs: dict[str, Run] = {}
+    runs: dict[str, list[Run]] = collections.defaultdict(list)
     try:
         for setting in SETTINGS:
-            runs[setting.name] = Run(
-                tmp_path_factory.mktemp(f"tempest-{setting.name}"),
-                target,
-                tempest_tool.make_accounts(cloud, setting.name),
-                tempest_tool.chosen(all_tests, setting.min_microversion),
-                min_microversion=setting.min_microversion,
-                max_microversion=str(MAXIMUM),
-            )
+            wanted = tempest_tool.chosen(all_tests, setting.min_microversion)
+            for number, tests in enumerate(_shares(wanted)):
+                name = f"{setting.name}-{number}"
+                run = Run(
+                    tmp_path_factory.mktemp(f"tempest-{name}"),
+                    target,
+                    tempest_tool.make_accounts(cloud, name),
+                    tests,
+                    min_microversion=setting.min_microversion,
+                    max_microversion=str(MAXIMUM),
+                )
+                runs[setting.name].append(run)
         yield runs
     finally:
-        for run in runs.values():
+        for run in itertools.chain.from_iterable(runs.values()):
             run.stop()
 
 
@@ -78,8 +87,13 @@ def test_what_is_left_out_exists_and_has_a_reason(all_tests: list[str]) -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_tempest_passes(runs: Mapping[str, Run], all_tests: list[str], setting: Setting) -> None:
-    outcomes = runs[setting.name].outcomes(_TIMEOUT_S)
+def test_tempest_passes(
+    runs: Mapping[str, list[Run]], all_tests: list[str], setting: Setting
+) -> None:
+    until = time.monotonic() + _TIMEOUT_S
+    outcomes: dict[str, Outcome] = {}
+    for run in runs[setting.name]:
+        outcomes |= run.outcomes(until - time.monotonic())
     bad = {name: one.said for name, one in outcomes.items() if not _as_it_should(one, setting)}
     assert not bad, "\n\n".join(f"{name}\n{said}" for name, said in bad.items())
     wanted = tempest_tool.chosen(all_tests, setting.min_microversion)
@@ -97,3 +111,14 @@ def _as_it_should(outcome: Outcome, setting: Setting) -> bool:
 def _class_of(test: str) -> str:
     """Return the name under which a class is skipped as a whole."""
     return f"setUpClass ({test.rpartition('.')[0]})"
+
+
+def _shares(tests: Sequence[str]) -> list[list[str]]:
+    """Deal out the tests, those of one class to one process: they share its servers."""
+    by_class = collections.defaultdict(list)
+    for test in tests:
+        by_class[test.rpartition(".")[0]].append(test)
+    shares: list[list[str]] = [[] for _ in range(_PROCESSES)]
+    for of_class in sorted(by_class.values(), key=len, reverse=True):
+        min(shares, key=len).extend(of_class)
+    return shares

@@ -42,6 +42,7 @@ ON_EVERY_DATABASE = frozenset(
         "test_quotas",
         "test_reports",
         "test_rotation",
+        "test_rotation_failures",
         "test_server_lists",
     )
 )

@@ -3,88 +3,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime as dt
 import logging
-import time
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 
 from api_service.backups import BackupWish
 from api_service.rotation import Rotation
 from api_service.store.backups import BackupList
-from api_service.store.models import JobRow
 from api_service.store.records import Job
-from common import clock, context
-from common.glance import ImageServiceUnavailable
-from common.reports import DiskImage, InstanceRecord
+from common import context
+from common.reports import InstanceRecord
 from common.states import JobKind, JobState
 from tests.api import agents as agent_says
-from tests.api.clouds import Cloud, RecordedCasts
-from tests.api.memory_images import MemoryImages
-
-AWAY = ImageServiceUnavailable("the image service cannot be reached")
-WAIT_S = 20.0
-
-
-class Rotated:
-    """An instance's backups; `take` makes one, `standing` tells which images are left of them."""
-
-    def __init__(self, cloud: Cloud, instance: InstanceRecord) -> None:
-        self.cloud, self.instance = cloud, instance
-        self.made: list[str] = []
-
-    def take(self, rotation: int, state: JobState = JobState.DONE, **changes: Any) -> str:
-        """Take a backup to its end; return its image's id."""
-        image_id, job_id = self.ask(rotation, **changes)
-        self.end(job_id, image_id, state)
-        return image_id
-
-    def ask(self, rotation: int, **changes: Any) -> tuple[str, str]:
-        """Ask for a backup; return the ids of its image and job."""
-        reply = self.cloud.backup(self.instance.uuid, rotation, **changes)
-        assert reply.status_code == 202, reply.text
-        image_id: str = reply.json["image_id"]
-        self.made.append(image_id)
-        return image_id, self.cloud.casts.next()["job_id"]
-
-    def end(
-        self,
-        job_id: str,
-        image_id: str,
-        state: JobState = JobState.DONE,
-        *,
-        parent: str | None = None,
-        disks: tuple[str, ...] = (),
-        kind: JobKind = JobKind.BACKUP,
-    ) -> None:
-        """Let the agent say that a job has ended, having done what it says."""
-        made = [DiskImage(image_id=image_id, disk="vda", parent_image_id=parent)]
-        made += [DiskImage(image_id=one, disk=f"vd{n}") for n, one in enumerate(disks)]
-        if state is JobState.DONE:
-            for image in made:
-                self.cloud.images.activate(image.image_id)
-        said = {"state": state, "images": tuple(made), "kind": kind}
-        outcome = agent_says.finished(job_id, self.instance.uuid, image_id, **said)
-        self.cloud.report("job_finished", outcome)
-
-    def increment(self, rotation: int, parent: str) -> str:
-        """Take a backup that lies on another."""
-        image_id, job_id = self.ask(rotation, metadata={"stillframe:incremental": "true"})
-        self.end(job_id, image_id, parent=parent)
-        return image_id
-
-    def round(self) -> list[str]:
-        """Let the rotator look; return what is left, as it was made."""
-        assert self.cloud.rotator.round()
-        return self.standing()
-
-    def standing(self) -> list[str]:
-        """Return the images that are left."""
-        return [image_id for image_id in self.made if image_id in self.cloud.images.records]
+from tests.api.clouds import Cloud
+from tests.api.rotated import Rotated
 
 
 @pytest.fixture
@@ -216,94 +150,6 @@ def test_if_the_new_one_is_gone_no_other_goes_in_its_place(backups: Rotated, clo
     assert backups.round() == [first, second]
 
 
-class Killed(BaseException):
-    """The process is gone."""
-
-
-def kill_at(images: MemoryImages, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Kill whoever deletes for the `count`th time, having deleted."""
-    delete = images.delete
-
-    def fatal(image_id: str) -> None:
-        delete(image_id)
-        if len(images.deleted) == count:
-            raise Killed
-
-    monkeypatch.setattr(images, "delete", fatal)
-
-
-@pytest.mark.parametrize("rotation", [0, 1])
-def test_another_process_ends_what_one_that_was_killed_had_begun(
-    backups: Rotated,
-    cloud: Cloud,
-    casts: RecordedCasts,
-    database_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-    rotation: int,
-) -> None:
-    for _ in range(3):
-        backups.take(5)
-    last = backups.take(rotation)
-    backups.cloud.images.deleted.clear()
-    kill_at(cloud.images, monkeypatch, 1)
-    with pytest.raises(Killed):
-        cloud.rotator.round()
-    other = Cloud(database_url, cloud.images, casts)
-    try:
-        assert other.rotator.round()
-    finally:
-        other.database.engine.dispose()
-    assert backups.standing() == [last][:rotation]
-    assert {*cloud.images.deleted} == {*backups.made} - {*backups.standing()}
-
-
-def test_while_glance_is_away_nothing_is_lost_and_it_is_tried_again(
-    backups: Rotated, cloud: Cloud, caplog: pytest.LogCaptureFixture
-) -> None:
-    backups.take(1)
-    last = backups.take(1)
-    cloud.images.failure = AWAY
-    assert not cloud.rotator.round()
-    assert any("tried again" in line for line in caplog.messages)
-    cloud.images.failure = None
-    assert backups.standing() == backups.made
-    assert backups.round() == [last]
-
-
-def test_a_glance_that_fails_amid_leaves_the_rest_for_later(
-    backups: Rotated, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for _ in range(3):
-        backups.take(1)
-
-    def refuse(_: str) -> None:
-        raise AWAY
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cloud.images, "delete", refuse)
-        assert not cloud.rotator.round()
-    assert backups.standing() == backups.made
-    assert backups.round() == backups.made[-1:]
-
-
-def test_after_a_day_it_is_left_to_the_next_one(
-    backups: Rotated, cloud: Cloud, caplog: pytest.LogCaptureFixture
-) -> None:
-    for _ in range(2):
-        backups.take(1)
-    with cloud.database.write() as session:
-        for row in session.query(JobRow):
-            row.finished_at = clock.now() - dt.timedelta(days=2)
-    cloud.images.failure = AWAY
-    for _ in backups.made:
-        assert not cloud.rotator.round()
-    assert [line for line in caplog.messages if "is given up" in line]
-    cloud.images.failure = None
-    assert backups.round() == backups.made
-    last = backups.take(1)
-    assert backups.round() == [last]
-
-
 def test_what_an_increment_lies_on_goes_after_it(backups: Rotated, cloud: Cloud) -> None:
     first = backups.take(1)
     second = backups.increment(1, first)
@@ -396,27 +242,3 @@ def test_a_policys_backups_go_as_it_says_and_nobody_elses(backups: Rotated, clou
     rotation.settle(newest)
     assert backups.standing() == [theirs, backups.made[1]]
     assert asked == [policy_id]
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_of_several_processes_one_rotates_when_it_is_told(
-    backups: Rotated, cloud: Cloud, casts: RecordedCasts, database_url: str
-) -> None:
-    other = Cloud(database_url, cloud.images, casts)
-    cloud.rotator, other.rotator = (one.make_rotator(interval_s=60.0) for one in (cloud, other))
-    with contextlib.ExitStack() as stopping:
-        stopping.callback(other.database.engine.dispose)
-        for one in (cloud, other):
-            one.rotator.start()
-            stopping.callback(one.rotator.stop, time.monotonic() + WAIT_S)
-        for _ in range(4):
-            backups.take(1)
-            other.rotator.poke()
-        wait_for(lambda: backups.standing() == backups.made[-1:])
-    assert sorted(cloud.images.deleted) == sorted(backups.made[:-1]), "each once"

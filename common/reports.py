@@ -198,7 +198,7 @@ class HostReport(Message):
     rpc_version: str = RPC_VERSION
     started_at: float
     at: float
-    #: The broker drops the report when it is so old; None: it may have waited for ever.
+    #: No report is older when it comes: the broker drops it. None: it may have waited for ever.
     expires_s: float | None = None
     hypervisor: Hypervisor | None = None
     instances: tuple[InstanceRecord, ...] | None = None

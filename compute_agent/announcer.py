@@ -140,17 +140,28 @@ class Announcer:
         return True
 
     def _report(self, *, complete: bool) -> HostReport:
-        return HostReport(
+        report = HostReport(
             host=self._host,
             agent_id=self._agent_id,
             release=distribution.version("stillframe"),
             started_at=self._started_at,
             at=clock.epoch_s(),
             expires_s=self._client.timeout_s,
-            hypervisor=self._host_info() if complete else None,
-            instances=self._instances() if complete else None,
-            open_jobs=self._open_jobs() if complete else None,
         )
+        if not complete:
+            return report
+        began = time.monotonic()
+        seen = dataclasses.replace(
+            report,
+            hypervisor=self._host_info(),
+            instances=self._instances(),
+            open_jobs=self._open_jobs(),
+        )
+        # The API takes it for no older than this, whatever the host's clock says, and a look at
+        # many busy guests takes seconds. A list that counts as newer than it is buries what came
+        # meanwhile.
+        looked_s = time.monotonic() - began
+        return dataclasses.replace(seen, expires_s=self._client.timeout_s + looked_s)
 
     def _host_info(self) -> HostInfo:
         return dataclasses.replace(self._hypervisor.info(), free_disk_gib=self.free_disk_gib())

@@ -99,6 +99,24 @@ def test_a_heartbeat_says_for_how_long_it_is_true(api: Api, announcer: Announcer
     assert api.calls[0]["expires_s"] == api.timeout_s
 
 
+def test_a_list_is_as_old_as_the_look_at_its_guests(
+    api: Api, announcer: Announcer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the API takes it for newer than an instance that was made during the look."""
+    look_s = 0.05
+
+    def slowly(_: Host) -> list[Any]:
+        time.sleep(look_s)
+        return []
+
+    monkeypatch.setattr(Host, "guests", slowly)
+    announcer.start()
+    wait_for(lambda: any(call["instances"] is not None for call in api.calls))
+    announcer.stop(time.monotonic() + 5)
+    told = next(call for call in api.calls if call["instances"] is not None)
+    assert told["expires_s"] >= api.timeout_s + look_s
+
+
 class Throwaway:
     """A domain that an image is tried out in."""
 

@@ -68,6 +68,8 @@ class Announcer:
         self._stopping = threading.Event()
         self._unowned: set[str] = set()
         self._reachable = True
+        #: When (monotonic) the API was last told that this agent lives.
+        self._told_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
 
     def claim_host(self) -> None:
@@ -167,6 +169,7 @@ class Announcer:
         return dataclasses.replace(self._hypervisor.info(), free_disk_gib=self.free_disk_gib())
 
     def _send(self, report: HostReport) -> None:
+        self._told_at = time.monotonic()
         answer = self._client.call(context.new(), "host_report", report=report.to_wire())
         # An older API answers nothing, and takes everything.
         if answer and not ReportTaken.from_wire(answer).taken:
@@ -175,6 +178,7 @@ class Announcer:
     def _instances(self) -> tuple[InstanceRecord, ...]:
         records = []
         for guest in self._hypervisor.guests():
+            self._beat_if_due()
             try:
                 record = self._record(guest)
             except StillframeError as error:
@@ -184,6 +188,15 @@ class Announcer:
             if record is not None:
                 records.append(record)
         return tuple(records)
+
+    def _beat_if_due(self) -> None:
+        """Say that this agent lives, although the list takes long.
+
+        libvirt keeps a question about a domain that starts or ends waiting until it has; a
+        burst of those must not make the host look dead.
+        """
+        if time.monotonic() - self._told_at >= self.interval_s:
+            self._send(self._report(complete=False))
 
     def _record(self, guest: Guest) -> InstanceRecord | None:
         domain = guest.describe()

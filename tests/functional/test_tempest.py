@@ -21,7 +21,7 @@ from tools.stack.cloud import Cloud
 
 _TIMEOUT_S = 270.0
 #: Processes of tempest for each setting: it waits much more than it works.
-_PROCESSES = 5
+_PROCESSES = 4
 #: Tempest takes a token for dead a minute before it is.
 _TOKEN_LIFE_S = 3600
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import BrokerUnavailable, ConfigurationError, StillframeError
+from common.errors import BrokerUnavailable, ConfigurationError, InstanceNotFound, StillframeError
 from common.reports import Hypervisor, ReportTaken
 from compute_agent.announcer import Announcer
 from compute_agent.guest.metadata import Owner
@@ -141,3 +141,24 @@ def test_what_is_thrown_away_again_is_announced_to_nobody(
     told = next(call for call in api.calls if call["instances"] is not None)
     assert told["instances"] == []
     assert told["hypervisor"]["free_disk_gib"] == 7
+
+
+class Busy:
+    """A domain that is gone by the time that libvirt answers."""
+
+    uuid, domain_name = "0b0f5d43-0f0f-4d5c-8a55-0f3f8a1f6d01", "instance-1"
+
+    def describe(self) -> ET.Element:
+        raise InstanceNotFound("it no longer exists on its host")
+
+
+def test_a_long_list_of_busy_domains_keeps_no_heartbeat_waiting(
+    api: Api, announcer: Announcer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Host, "guests", lambda _: [Busy(), Busy(), Busy()])
+    announcer.interval_s = 0.0
+    announcer.start()
+    wait_for(lambda: any(call["instances"] is not None for call in api.calls))
+    announcer.stop(time.monotonic() + 5)
+    beats = [call["instances"] is None for call in api.calls[:4]]
+    assert beats == [True, True, True, False]

@@ -28,10 +28,12 @@ __all__ = ["CACHE", "ROOT", "alone"]  # for the tests
 
 meddlers: dict[Path, Meddler] = {}
 SCRATCH_MIB = 1024
-#: Of the cloud with a Keystone: what its servers boot hears no power button.
+#: Of the cloud with a Keystone: what its servers boot hears no power button, and nobody waits
+#: there for a dead agent to be taken for one.
 _FOR_MANY_SMALL_SERVERS = """\
 [DEFAULT]
 shutdown_timeout = 1
+service_down_time = 60
 [spawn]
 flavors = nano:1/64/0,micro:1/96/0
 [rebuild]

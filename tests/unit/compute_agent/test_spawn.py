@@ -140,6 +140,12 @@ def test_an_instance_of_that_id_is_left_alone(scene: Scene) -> None:
     assert scene.places.of(UUID).disk.read_bytes() == b"disk"
 
 
+def test_one_that_had_not_begun_when_the_agent_died_touches_nothing(scene: Scene) -> None:
+    scene.host.define(f"<domain><uuid>{UUID}</uuid></domain>")
+    assert not scene.spawns.recover(scene.job(wish()))
+    assert scene.left() == [UUID]
+
+
 def test_a_cancelled_one_ends_with_its_reason(scene: Scene) -> None:
     job = scene.job(wish())
     job.stop(JobCancelled("not wanted"))

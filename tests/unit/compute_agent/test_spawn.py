@@ -210,3 +210,16 @@ def test_files_that_do_not_go_are_told_of(scene: Scene, monkeypatch: pytest.Monk
         delete(scene)
     # From now on it is a thing to be removed, and nobody's instance.
     assert scene.places.unfinished() == [UUID]
+
+
+def test_the_mark_of_what_is_to_be_removed_goes_last(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.spawns.create(scene.job(wish()))
+    seen: list[str] = []
+    monkeypatch.setattr(
+        "compute_agent.places.shutil.rmtree",
+        lambda path: seen.extend(one.name for one in path.iterdir()),
+    )
+    scene.places.of(UUID).remove()
+    assert seen == ["unfinished"]

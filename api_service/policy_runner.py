@@ -27,7 +27,6 @@ from api_service.store.records import Instance, Job
 from common import clock, context
 from common.context import RequestContext
 from common.errors import DeadlinePassed, InstanceBusy, StillframeError
-from common.glance import ImageServiceUnavailable
 from common.messages import SnapshotOptions
 from common.states import ENDED, JobState
 
@@ -144,7 +143,8 @@ class PolicyRunner:
         """Remove what the retention lets go."""
         try:
             is_settled = self.pruner.prune(policy, run.instance_uuid)
-        except ImageServiceUnavailable as error:
+        except StillframeError as error:
+            # Glance is away, or refuses to show an image.
             LOG.warning("What policy %s lets go is removed later: %s", policy.id, error)
             is_settled = False
         if not is_settled and clock.now() - run.start_at < _PRUNE_FOR:

@@ -102,6 +102,12 @@ class Place:
         # What is half removed belongs to nobody.
         self._unfinished.touch()
         try:
+            # The mark goes last: what is left by a crash in between is still swept.
+            for path in self.directory.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path != self._unfinished:
+                    path.unlink()
             shutil.rmtree(self.directory)
         except OSError as error:
             LOG.error("%s cannot be removed: %s", self.directory, error)

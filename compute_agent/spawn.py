@@ -147,7 +147,7 @@ class Spawns:
         if not isinstance(request, CreateRequest):
             raise TypeError(f"job {job.entry.job_id} makes no instance")
         uuid = request.instance.uuid
-        self._require_new(uuid)
+        require_new(self._tools, uuid)
         LOG.info(
             "Making an instance of image %s, %d vCPUs, %d MiB",
             *(request.image_id, request.flavor.vcpus, request.flavor.memory_mib),
@@ -189,7 +189,8 @@ class Spawns:
             self._places.of(job.instance.uuid).finish()
             job.result.power_state = PowerState.RUNNING
             return True
-        undo_patiently(self._tools, self._places, job.instance.uuid)
+        if job.entry.step is not None:  # else what has this id here is not the job's
+            undo_patiently(self._tools, self._places, job.instance.uuid)
         return False
 
     def sweep(self, busy: frozenset[str]) -> None:
@@ -199,19 +200,21 @@ class Spawns:
                 LOG.warning("Removing what was left of instance %s, never made", instance_uuid)
                 undo_patiently(self._tools, self._places, instance_uuid)
 
-    def _require_new(self, instance_uuid: str) -> None:
-        try:
-            self._tools.hypervisor.guest(instance_uuid)
-        except InstanceNotFound:
-            return
-        raise PlaceTaken("the host has an instance of this id already")
-
     def _enter(self, step: Step, job: Job) -> None:
         if not step.final:
             job.raise_if_stopped()
         self._tools.journal.begin_step(job.entry.job_id, step.name, {})
         job.begin_step(step.name)
         job.tell(step.task_state)
+
+
+def require_new(tools: Tools, instance_uuid: str) -> None:
+    """Raise PlaceTaken if the host has a domain of this id, which is somebody else's then."""
+    try:
+        tools.hypervisor.guest(instance_uuid)
+    except InstanceNotFound:
+        return
+    raise PlaceTaken("the host has an instance of this id already")
 
 
 def prove(tools: Tools, job: Job, place: Place, image_id: str, disk_gib: int) -> ProvenImage:

@@ -22,8 +22,8 @@ from common.states import TaskState
 from compute_agent.guest.domain import Guest
 from compute_agent.guest.template import Definition, domain_xml, throw_away_metadata
 from compute_agent.jobs import Job
-from compute_agent.places import Place, Places
-from compute_agent.spawn import build_disk, prove, undo_patiently
+from compute_agent.places import Place, Places, PlaceTaken
+from compute_agent.spawn import build_disk, prove, require_new, undo_patiently
 from compute_agent.tools import Tools
 
 LOG = logging.getLogger(__name__)
@@ -92,11 +92,13 @@ class Trials:
 
     def recover(self, job: Job) -> bool:
         """Remove what a crash left of a trial; it has no result."""
-        undo_patiently(self._tools, self._places, job.instance.uuid)
+        if job.entry.step is not None:  # else what has this id here is not the job's
+            undo_patiently(self._tools, self._places, job.instance.uuid)
         return False
 
     def _try(self, job: Job, request: VerifyRequest) -> None:
-        place = self._places.of(request.instance.uuid)
+        require_new(self._tools, request.instance.uuid)
+        place, is_ours = self._places.of(request.instance.uuid), True
         try:
             self._enter(job, "fetch", TaskState.BLOCK_DEVICE_MAPPING)
             place.make()
@@ -105,8 +107,12 @@ class Trials:
             build_disk(self._tools, job, place, proven, 0)
             self._enter(job, "boot", TaskState.SPAWNING)
             self._boot(job, place, proven.image.properties)
+        except PlaceTaken:
+            is_ours = False
+            raise
         finally:
-            undo_patiently(self._tools, self._places, request.instance.uuid)
+            if is_ours:
+                undo_patiently(self._tools, self._places, request.instance.uuid)
 
     def _boot(self, job: Job, place: Place, properties: dict[str, str]) -> None:
         definition = Definition(

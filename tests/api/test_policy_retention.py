@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from common.glance import ImageServiceUnavailable
+from common.errors import StillframeError
+from common.glance import ImageRefused, ImageServiceUnavailable
 from common.states import JobState
 from tests.api.clouds import Cloud
 from tests.api.policy_days import POLICIES, Clock, Days
@@ -159,7 +160,12 @@ def test_nothing_goes_while_glance_is_away_and_the_rest_later(days: Days) -> Non
     assert standing(days) == ["20260304"]
 
 
-def test_what_cannot_be_removed_in_a_day_is_left_to_the_next_backup(days: Days) -> None:
+@pytest.mark.parametrize(
+    "error", [ImageServiceUnavailable("away"), ImageRefused("no")], ids=["away", "refuses"]
+)
+def test_what_cannot_be_removed_in_a_day_is_left_to_the_next_backup(
+    days: Days, error: StillframeError
+) -> None:
     days.add_instance()
     made = days.make(retention={"last": 1})
     days.nights(1)
@@ -167,7 +173,7 @@ def test_what_cannot_be_removed_in_a_day_is_left_to_the_next_backup(days: Days) 
     days.scheduler.round()
     days.finish_all()
     days.ask("PATCH", f"{POLICIES}/{made['id']}", {"policy": {"enabled": False}})
-    days.cloud.images.failure = ImageServiceUnavailable("the image service does not answer")
+    days.cloud.images.failure = error
     days.scheduler.round()
     days.clock.advance(days=1, minutes=2)
     days.scheduler.round()

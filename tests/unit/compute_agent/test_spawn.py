@@ -140,6 +140,12 @@ def test_an_instance_of_that_id_is_left_alone(scene: Scene) -> None:
     assert scene.places.of(UUID).disk.read_bytes() == b"disk"
 
 
+def test_one_that_had_not_begun_when_the_agent_died_touches_nothing(scene: Scene) -> None:
+    scene.host.define(f"<domain><uuid>{UUID}</uuid></domain>")
+    assert not scene.spawns.recover(scene.job(wish()))
+    assert scene.left() == [UUID]
+
+
 def test_a_cancelled_one_ends_with_its_reason(scene: Scene) -> None:
     job = scene.job(wish())
     job.stop(JobCancelled("not wanted"))
@@ -204,3 +210,16 @@ def test_files_that_do_not_go_are_told_of(scene: Scene, monkeypatch: pytest.Monk
         delete(scene)
     # From now on it is a thing to be removed, and nobody's instance.
     assert scene.places.unfinished() == [UUID]
+
+
+def test_the_mark_of_what_is_to_be_removed_goes_last(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.spawns.create(scene.job(wish()))
+    seen: list[str] = []
+    monkeypatch.setattr(
+        "compute_agent.places.shutil.rmtree",
+        lambda path: seen.extend(one.name for one in path.iterdir()),
+    )
+    scene.places.of(UUID).remove()
+    assert seen == ["unfinished"]

@@ -16,6 +16,7 @@ from compute_agent import spawn, trial
 from compute_agent.guest import metadata
 from compute_agent.guest.errors import HypervisorError
 from compute_agent.jobs import Job
+from compute_agent.places import PlaceTaken
 from compute_agent.trial import ImageDoesNotBoot
 from tests.unit.compute_agent.conftest import RecordedReports
 from tests.unit.compute_agent.spawn_scene import IMAGE, UUID, Killed, PlayedGuest, Scene
@@ -99,3 +100,22 @@ def test_a_trial_that_died_leaves_nothing_and_has_no_result(
     (entry,) = scene.journal.open_entries()
     assert scene.trials.recover(Job(entry, "host", RecordedReports())) is False
     assert (scene.left(), scene.host.written) == ([], {})
+
+
+@pytest.mark.parametrize("has_domain", [True, False], ids=["domain", "files"])
+def test_an_instance_of_that_id_is_left_alone(scene: Scene, has_domain: bool) -> None:
+    if has_domain:
+        scene.host.define(f"<domain><uuid>{UUID}</uuid></domain>")
+    else:
+        scene.places.of(UUID).make()
+    before = scene.left()
+    with pytest.raises(PlaceTaken):
+        verify(scene)
+    assert scene.left() == before
+
+
+def test_a_trial_that_had_not_begun_when_the_agent_died_touches_nothing(scene: Scene) -> None:
+    scene.host.define(f"<domain><uuid>{UUID}</uuid></domain>")
+    job = scene.job(VerifyRequest(instance=InstanceRef(uuid=UUID), image_id=IMAGE))
+    assert not scene.trials.recover(job)
+    assert scene.left() == [UUID]

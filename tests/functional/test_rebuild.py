@@ -263,9 +263,12 @@ def test_an_agent_that_dies_leaves_one_whole_disk_and_the_next_makes_it_run(
     assert len(beside(guest)) == 1, "the base of the disk before is gone with it"
 
 
-def test_a_guest_that_is_off_stays_off_with_its_new_disk(cloud: Cloud, saved: Saved) -> None:
+def test_a_guest_that_is_off_stays_off_with_its_new_disk(
+    cloud: Cloud, saved: Saved, request: pytest.FixtureRequest
+) -> None:
     guest = saved.guest
     guest.shut_down()
+    request.addfinalizer(lambda: guest.state() == "running" or guest.start())
     cloud.wait_for_instance(guest, "SHUTOFF")
     job = ended(cloud, guest, rebuild(cloud, guest, saved.increment))
     assert job["state"] == "done", job["reason"]

@@ -103,7 +103,9 @@ class Lifecycle:
         image = image_checks.usable_image(
             self.images, caller, wish.image_id, Fit(flavor=flavor), is_admin=is_admin, use="create"
         )
-        host = self.placement.choose(flavor, wish.host)
+        if unknown := self.placement.unknown(wish.networks, wish.host):
+            raise BadRequest(f"Network {unknown} could not be found.")
+        host = self.placement.choose(flavor, wish.host, wish.networks)
         instance = _newborn(caller, wish, flavor, image, host)
         options = {
             "name": instance.name,

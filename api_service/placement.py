@@ -36,13 +36,19 @@ class Placement:
     inventory: Inventory
     ratios: Ratios = dataclasses.field(default_factory=Ratios)
 
-    def choose(self, flavor: Flavor, wanted: str | None = None) -> str | None:
-        """Return the host with the most memory left, or `wanted`, if it can; None: none can."""
+    def choose(
+        self, flavor: Flavor, wanted: str | None = None, networks: Sequence[str] = ()
+    ) -> str | None:
+        """Return the host with the most memory left, or `wanted`, if it can; None: none can.
+
+        It must have all these networks, by name or id.
+        """
         guests = self.inventory.guests_by_host()
         rooms = [
             (room, agent.host)
             for agent in self.agents.live().values()
             if wanted in (None, agent.host)
+            and all(_has(agent, network) for network in networks)
             and (room := self._memory_left(agent, guests.get(agent.host, []), flavor)) >= 0
         ]
         return max(rooms, default=(0, None))[1]
@@ -53,6 +59,13 @@ class Placement:
             if name in (agent.host, agent.hypervisor.hostname if agent.hypervisor else None):
                 return agent.host
         return None
+
+    def unknown(self, networks: Sequence[str], wanted: str | None = None) -> str | None:
+        """Return the first of these networks that no live host, or not `wanted`, has."""
+        hosts = [one for one in self.agents.live().values() if wanted in (None, one.host)]
+        if not hosts:
+            return None  # nobody says so
+        return next((one for one in networks if not any(_has(host, one) for host in hosts)), None)
 
     def _memory_left(self, agent: Agent, guests: Sequence[Guest], flavor: Flavor) -> float:
         """Return the MiB that would be left; below 0 where there is no room."""
@@ -65,6 +78,12 @@ class Placement:
             return -1
         usable_mib = (host.memory_mib - self.ratios.reserved_memory_mib) * self.ratios.memory
         return usable_mib - sum(guest.flavor.memory_mib for guest in guests) - flavor.memory_mib
+
+
+def _has(agent: Agent, network: str) -> bool:
+    """Tell whether a host has a network; an older agent, which does not say, looks itself."""
+    known = agent.hypervisor.networks if agent.hypervisor else None
+    return known is None or network in known or network in known.values()
 
 
 def _version_of(agent: Agent) -> tuple[int, ...]:

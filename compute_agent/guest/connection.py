@@ -8,6 +8,7 @@ announcer of every lifecycle event and of each reopening.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -141,6 +142,7 @@ class Hypervisor:
                 vcpus=int(cpus),
                 memory_mib=int(memory_mib),
                 host_ip=netutils.get_my_ipv4(),
+                networks=_networks(connection),
             )
 
     def _find(self, instance_uuid: str) -> libvirt.virDomain:
@@ -197,6 +199,11 @@ class Hypervisor:
         connection.domainEventRegisterAny(
             None, libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, self._on_io_error, None
         )
+        # A libvirt without a driver for networks has none that could change.
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.networkEventRegisterAny(
+                None, libvirt.VIR_NETWORK_EVENT_ID_LIFECYCLE, self._on_network, None
+            )
         for event in EVENTS:
             libvirt_qemu.qemuMonitorEventRegister(connection, None, event, self._on_qemu, None)
 
@@ -220,6 +227,9 @@ class Hypervisor:
         if event == libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
             self.stamps.forget(domain.UUIDString())
             self.on_undefined(domain.UUIDString())
+        self.on_change()
+
+    def _on_network(self, *_about: Any) -> None:
         self.on_change()
 
     def _on_io_error(
@@ -252,6 +262,14 @@ class Hypervisor:
     def _run_loop(self) -> None:
         while not self._stopping.is_set():
             libvirt.virEventRunDefaultImpl()
+
+
+def _networks(connection: libvirt.virConnect) -> dict[str, str]:
+    try:
+        return {net.name(): net.UUIDString() for net in connection.listAllNetworks()}
+    except libvirt.libvirtError as error:
+        LOG.debug("libvirt has no networks: %s", error)
+        return {}
 
 
 def _open_into(opening: Future[libvirt.virConnect], uri: str) -> None:

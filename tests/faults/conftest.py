@@ -27,6 +27,7 @@ from tests.functional.conftest import (  # noqa: F401 # fixtures
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Take the options of `tox -e faults -- ...`."""
     parser.addoption("--kills", type=int, default=15, help="how many faults a run has")
+    parser.addoption("--rebuilds", type=int, default=4, help="how many faults hit rebuilds")
     parser.addoption("--seed", type=int, default=None, help="repeat the run of this seed")
     parser.addoption("--fault", action="append", help="only this one (may come several times)")
     parser.addoption("--table", type=Path, default=None, help="write what came of it, as Markdown")

@@ -48,6 +48,8 @@ class Fault:
     methods: tuple[str, ...] = METHODS
     #: Seconds from one to the other, one of which is drawn; None: not before the job has ended.
     heals_after_s: tuple[float | None, ...] = (0.0, 5.0)
+    #: The kinds of job, beside snapshots, at which it strikes.
+    kinds: tuple[str, ...] = ("rebuild",)
     #: The guest loses its power with it.
     ends_guest: bool = False
     #: libvirt answers in between.
@@ -188,7 +190,7 @@ FAULTS: dict[str, Fault] = {
     "glance, hanging": Fault(stall_glance, wake_glance, heals_after_s=(2.0, 8.0)),
     "libvirtd": Fault(kill_libvirtd, start_libvirtd, libvirt_answers=False),
     "qemu": Fault(kill_qemu, start_guest, ("backup", "overlay"), (0.0,), ends_guest=True),
-    "qemu-nbd": Fault(kill_qemu_nbd, nothing, ("overlay", "offline"), (0.0,)),
+    "qemu-nbd": Fault(kill_qemu_nbd, nothing, ("overlay", "offline"), (0.0,), ()),
     "sentinel": Fault(kill_sentinel, nothing, heals_after_s=(0.0,)),
 }
 

@@ -24,7 +24,12 @@ from common.errors import InstanceNotFound
 from common.reports import Hypervisor as HypervisorInfo
 from compute_agent.guest import description
 from compute_agent.guest.domain import Guest
-from compute_agent.guest.errors import HypervisorUnavailable, NetworkNotFound, translated
+from compute_agent.guest.errors import (
+    HypervisorUnavailable,
+    NetworkInactive,
+    NetworkNotFound,
+    translated,
+)
 from compute_agent.guest.stamps import EVENTS, Recorder
 
 LOG = logging.getLogger(__name__)
@@ -110,13 +115,20 @@ class Hypervisor:
         return Guest(domain, self._find, self.stamps)
 
     def network_name(self, wanted: str) -> str:
-        """Return the name of the network of this name or id; raise NetworkNotFound."""
+        """Return the name of the network of this name or id, which guests can be on.
+
+        Raises NetworkNotFound or NetworkInactive.
+        """
         connection = self.connection()
         for look in (connection.networkLookupByName, connection.networkLookupByUUIDString):
             try:
-                return str(look(wanted).name())
+                network = look(wanted)
+                if network.isActive():
+                    return str(network.name())
             except libvirt.libvirtError as error:
                 LOG.debug("No network %s: %s", wanted, error)
+                continue
+            raise NetworkInactive(f"network {network.name()} is not started on the instance's host")
         raise NetworkNotFound(f"the instance's host has no network {wanted}")
 
     def disk_paths(self) -> frozenset[str]:

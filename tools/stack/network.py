@@ -35,7 +35,7 @@ class Network:
         self._file = directory / f"{name}.xml"
         digest = hashlib.sha256(str(self._file).encode()).digest()
         self._prefix = (198, 18 + digest[0] % 2, digest[1])
-        self._bridge = f"sf-{digest.hex()[:8]}"
+        self.bridge = f"sf-{digest.hex()[:8]}"
 
     def address(self, number: int) -> str:
         """Return the address of guest `number` (from 2 on); 1 is the host's."""
@@ -49,7 +49,7 @@ class Network:
     def define(self) -> None:
         """Have libvirt know it; it is not there yet."""
         self._file.write_text(
-            _XML.format(name=self.name, bridge=self._bridge, address=self.address(1))
+            _XML.format(name=self.name, bridge=self.bridge, address=self.address(1))
         )
         self._libvirtd.virsh("net-define", str(self._file))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common import context
 from common.errors import JobInterrupted
-from common.states import IMAGE_KINDS, QUICK_KINDS, JobKind
+from common.states import DISK_KINDS, IMAGE_KINDS, QUICK_KINDS, JobKind
 from compute_agent import rebuild, release, take_up
 from compute_agent.capture.workspace import Workspace
 from compute_agent.increments import give_up_all
@@ -103,7 +103,7 @@ class Recovery:
             except Exception:
                 # The journal may be another version's; the others must still get their turn.
                 LOG.exception("Job %s could not be put right", entry.job_id)
-                if kind in IMAGE_KINDS:
+                if kind in IMAGE_KINDS | DISK_KINDS:
                     self._journal.mark_unreleased(entry.job_id)
                 was_published = entry.step == "release"
             error = JobInterrupted(f"the compute agent ended during the {kind}")

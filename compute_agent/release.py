@@ -130,8 +130,10 @@ class Again:
 
     name = "giving back"
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: Tools, sweep: Callable[[], bool] = lambda: True) -> None:
         self._tools = tools
+        #: Removes what was begun and never made; tells whether nothing of that stays.
+        self._sweep = sweep
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="giving-back", daemon=True)
 
@@ -149,7 +151,7 @@ class Again:
         while not self._stopping.wait(wait_s):
             try:
                 give_back_all(self._tools)
-                is_done = not self._tools.journal.unreleased()
+                is_done = self._sweep() and not self._tools.journal.unreleased()
             except Exception:
                 # The journal may be away; the thread must outlive that.
                 LOG.exception("What ended jobs left could not be looked at")

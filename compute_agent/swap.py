@@ -25,6 +25,7 @@ from typing import Any
 LOG = logging.getLogger(__name__)
 
 _ROOM_MODE = 0o700
+_NAME_MAX = 255
 _BASE_MARK = "stillframe-base"
 #: Of the old file's extended attributes, those that say who may open it.
 _LABELS = ("security.selinux",)
@@ -51,6 +52,12 @@ class Swap:
             base=path.with_name(f"{path.name}.{_BASE_MARK}-{short}") if below else None,
             old_base=below if is_ours else None,
         )
+
+    @classmethod
+    def has_names(cls, path: Path) -> bool:
+        """Tell whether the names that a change needs fit beside a disk: 255 bytes, as on Linux."""
+        longest = cls.of(path, "0" * 8, below=path).base
+        return longest is None or len(os.fsencode(longest.name)) <= _NAME_MAX
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> Swap:

@@ -162,6 +162,13 @@ def test_a_disk_is_never_larger_than_the_operator_allows(
         prove(most_bytes=1 << 50)
 
 
+def test_a_disk_with_lazy_counts_is_made_anew(shelf: Shelf, prove: Prove, tmp_path: Path) -> None:
+    path = tmp_path / "lazy"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", path, str(SIZE))
+    shelf.put(path)
+    assert not prove().is_disk
+
+
 def test_what_one_restore_was_promised_is_not_there_for_another(
     shelf: Shelf,
     prove: Prove,

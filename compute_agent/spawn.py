@@ -264,6 +264,9 @@ def undo(tools: Tools, places: Places, instance_uuid: str) -> None:
         guest = tools.hypervisor.guest(instance_uuid)
         guest.cut_power()
         guest.undefine()
+        if guest.is_active():
+            # Somebody started it in between, and would have it run on without a definition.
+            guest.cut_power()
     except InstanceNotFound:
         LOG.debug("There is no domain of instance %s", instance_uuid)
     places.of(instance_uuid).remove()

@@ -40,7 +40,7 @@ _SYNONYMS = {"amd64": "x86_64", "i386": "i686", "i486": "i686", "i586": "i686"}
 
 
 class RebuildRefused(JobFailed):
-    """The instance, as its host has it, cannot be rebuilt; nothing was done to it."""
+    """The instance, as its host has it (by now), cannot be rebuilt; it has its disk as it was."""
 
     code = "rebuild_refused"
 

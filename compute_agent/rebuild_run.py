@@ -40,7 +40,7 @@ _SYNONYMS = {"amd64": "x86_64", "i386": "i686", "i486": "i686", "i586": "i686"}
 
 
 class RebuildRefused(JobFailed):
-    """The instance, as its host has it, cannot be rebuilt; nothing was done to it."""
+    """The instance, as its host has it (by now), cannot be rebuilt; it has its disk as it was."""
 
     code = "rebuild_refused"
 
@@ -118,6 +118,20 @@ def begin(tools: Tools, settings: RebuildSettings, job: Job, guest: Guest) -> Ru
     return run
 
 
+def require_unchanged(run: Run) -> None:
+    """Raise RebuildRefused unless the instance may be rebuilt still, and its disk is the same.
+
+    Since `begin` somebody may have laid an overlay on it, moved it or suspended the guest
+    to disk. A new disk below what lies on the old one would be neither.
+    """
+    domain = run.guest.definition()
+    disk = description.root_disk(domain)
+    _require_rebuildable(run.guest, domain, disk)
+    is_same = (disk.target, disk.format) == (run.disk.target, run.disk.format)
+    if not is_same or os.path.realpath(disk.path or "") != str(run.swap.path):
+        raise RebuildRefused("the instance got another root disk meanwhile; ask again")
+
+
 def take_up(tools: Tools, settings: RebuildSettings, job: Job, guest: Guest) -> Run:
     """Return the run of an interrupted job, its new disk in its place, as it was."""
     facts = job.entry.facts
@@ -186,11 +200,22 @@ def _is_no_file(_guest: Guest, _domain: ET.Element, disk: Disk) -> bool:
 
 
 def _names_what_is_below(_guest: Guest, domain: ET.Element, disk: Disk) -> bool:
-    for element in domain.iterfind("devices/disk"):
-        target = element.find("target")
-        if target is not None and target.get("dev") == disk.target:
-            return element.find("backingStore/source") is not None
-    return False
+    return _has(domain, disk, "backingStore/source")
+
+
+def _is_more_than_a_file(_guest: Guest, domain: ET.Element, disk: Disk) -> bool:
+    odd = ("encryption", "source/encryption", "source/slices")
+    return any(_has(domain, disk, what) for what in odd)
+
+
+def _has(domain: ET.Element, disk: Disk, what: str) -> bool:
+    """Tell whether a disk's element has such a child."""
+    found = domain.find(f"devices/disk/target[@dev='{disk.target}']/..")
+    return found is not None and found.find(what) is not None
+
+
+def _is_called_too_long(_guest: Guest, _domain: ET.Element, disk: Disk) -> bool:
+    return not Swap.has_names(Path(os.path.realpath(disk.path or "")))
 
 
 #: What keeps an instance from being rebuilt, each with the words for it.
@@ -204,6 +229,14 @@ _REFUSALS = (
         "it is suspended to disk; start it first, or have its saved memory removed",
     ),
     (_is_no_file, "its root disk is no file of its host"),
+    (
+        _is_more_than_a_file,
+        "its root disk is encrypted, or a part of a file; a new one would be neither",
+    ),
+    (
+        _is_called_too_long,
+        "the name of its root disk leaves no room for another beside it; give it a shorter one",
+    ),
     (
         lambda guest, _domain, disk: (
             guest.is_active() and guest.source_path(disk.target) != disk.path

@@ -35,6 +35,7 @@ from compute_agent.guest.stamps import EVENTS, Recorder
 LOG = logging.getLogger(__name__)
 
 _LOOP_WAKE_MS = 500
+_NO_SUCH_NETWORK = (libvirt.VIR_ERR_NO_NETWORK, libvirt.VIR_ERR_INVALID_ARG)
 #: libvirt itself waits for ever for a daemon that takes the connection and does not answer.
 _OPEN_TIMEOUT_S = 30.0
 _KIB_PER_MIB = 1024
@@ -123,12 +124,16 @@ class Hypervisor:
         for look in (connection.networkLookupByName, connection.networkLookupByUUIDString):
             try:
                 network = look(wanted)
-                if network.isActive():
-                    return str(network.name())
+                name, is_active = str(network.name()), network.isActive()
             except libvirt.libvirtError as error:
-                LOG.debug("No network %s: %s", wanted, error)
+                # A name that is no id cannot even be asked for as one.
+                if error.get_error_code() not in _NO_SUCH_NETWORK:
+                    with translated("looking for a network"):
+                        raise
                 continue
-            raise NetworkInactive(f"network {network.name()} is not started on the instance's host")
+            if not is_active:
+                raise NetworkInactive(f"network {name} is not started on the instance's host")
+            return name
         raise NetworkNotFound(f"the instance's host has no network {wanted}")
 
     def disk_paths(self) -> frozenset[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def _killed_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], int
 
         return change
 
-    for owner, name in ((os, "link"), (Path, "rename"), (os, "fsync")):
+    changes = ((os, "link"), (Path, "rename"), (os, "fsync"), (Path, "unlink"), (shutil, "rmtree"))
+    for owner, name in changes:
         monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
     return lambda: made[0]
 
@@ -113,6 +115,20 @@ def test_a_kill_while_it_is_put_back_leaves_the_way_back(
     assert os.listdir(disk.parent) == [disk.name]
 
 
+def test_as_long_as_something_is_left_so_is_the_room(
+    disk: Path, swap: Swap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By that is known, after a crash, that there is something to do."""
+    for number in (1, 2):
+        with monkeypatch.context() as patch:
+            _killed_at(patch, number)
+            with pytest.raises(Killed):
+                swap.discard()
+        assert swap.room.exists()
+    swap.discard()
+    assert os.listdir(disk.parent) == [disk.name]
+
+
 def test_only_a_base_that_a_rebuild_has_made_for_this_disk_goes_with_it(disk: Path) -> None:
     first = Swap.of(disk, JOB, below=disk.parent / "image.qcow2")
     assert (first.old_base, first.base is None) == (None, False)
@@ -121,6 +137,25 @@ def test_only_a_base_that_a_rebuild_has_made_for_this_disk_goes_with_it(disk: Pa
     elsewhere = disk.parent / "other" / f"{disk.name}.stillframe-base-0badcafe"
     assert Swap.of(disk, JOB, below=elsewhere).old_base is None
     assert Swap.of(disk, JOB, below=None).base is None
+
+
+def test_a_job_id_that_comes_again_costs_the_disk_no_base(disk: Path, swap: Swap) -> None:
+    """The journal remembers ids for a week; whoever casts may choose his own."""
+    swap.swap()
+    swap.settle()
+    assert swap.base is not None
+    for _ in range(3):
+        again = Swap.of(disk, JOB, below=swap.base)
+        again.make_room()
+        assert swap.base.read_bytes() == BASE
+        assert again.old_base == swap.base
+        assert again.base not in (None, swap.base)
+        again.new.write_bytes(NEW)
+        again.base.write_bytes(BASE)
+        again.swap()
+        again.settle()
+        assert sorted(os.listdir(disk.parent)) == sorted([disk.name, again.base.name])
+        swap = again
 
 
 def test_what_an_earlier_try_left_in_the_room_is_removed(disk: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -18,15 +18,9 @@ from tools.stack.cloud import Cloud
 
 METHOD = "rebuild"
 #: A rebuild of the test guest takes about so long; faults come at any instant of it.
-_JOB_S = 4.5
+_JOB_S = 6.0
 _DRAWS = 3
 NAMES = [name for name, fault in FAULTS.items() if METHOD in fault.kinds]
-
-
-@pytest.fixture(scope="module")
-def rebuilt(cloud: Cloud) -> Iterator[Rebuilt]:
-    with rebuilds.two_images(cloud) as rebuilt:
-        yield rebuilt
 
 
 def test_a_fault_at_any_instant_of_a_rebuild_leaves_a_guest_that_runs_from_one_whole_disk(
@@ -41,6 +35,8 @@ def test_a_fault_at_any_instant_of_a_rebuild_leaves_a_guest_that_runs_from_one_w
     told: list[Told] = []
     count: int = request.config.getoption("--rebuilds")
     names = [name for name in request.config.getoption("--fault") or NAMES if name in NAMES]
+    if not names:
+        pytest.skip("these faults have nothing to hit in a rebuild")
     for number, name in enumerate(drawn(dice, names, count * _DRAWS)):
         if sum(one.counts for one in told) == count:
             break
@@ -81,4 +77,5 @@ def happen(
         fault.heal(scene)
     rebuilds.assert_whole(asked, f"{where}, in step {step}")
     job = asked.job()
-    return Told(name, METHOD, job["state"], job["reason_code"] or "", recovered_s, counts)
+    reason = job["reason_code"] or ""
+    return Told(name, METHOD, job["state"], reason, recovered_s, counts, step or "")

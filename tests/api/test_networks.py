@@ -50,3 +50,14 @@ def test_an_older_agent_that_does_not_say_looks_itself(cloud: Cloud, image: str)
     cloud.announce()
     assert post(cloud, wish(image, networks=asks("wan"))).status_code == 202
     assert cloud.casts.next()["host"] == agent_says.HOST
+
+
+def test_who_asks_for_none_in_particular_gets_the_operators_default(
+    cloud: Cloud, image: str
+) -> None:
+    object.__setattr__(cloud.services.lifecycle, "default_network", "lan")
+    for version, networks in (("2.96", "auto"), ("2.36", None)):
+        assert post(cloud, wish(image, networks=networks), version=version).status_code == 202
+        assert cloud.casts.next()["networks"] == ["lan"]
+    assert post(cloud, wish(image, networks="none")).status_code == 202
+    assert cloud.casts.next()["networks"] == []

@@ -18,6 +18,7 @@ from typing import Any
 
 import requests
 
+from tests.faults.faults import Scene
 from tests.functional.conftest import booted
 from tests.functional.snapshots import ADMIN, ask, leftovers, post_action, wait_for
 from tools.stack.cloud import Cloud
@@ -54,16 +55,25 @@ class Asked:
     old: int
     new: int
 
+    @property
+    def scene(self) -> Scene:
+        """What faults strike."""
+        return Scene(self.rebuilt.cloud, self.rebuilt.guest)
+
     def job(self) -> dict[str, Any]:
         """Return its job as `/v1/jobs` shows it."""
         url = f"{self.rebuilt.cloud.api_url}/v1/jobs/{self.job_id}"
         job: dict[str, Any] = requests.get(url, headers=ADMIN, timeout=10).json()["job"]
         return job
 
-    def ended(self, timeout_s: float = 120.0) -> dict[str, Any]:
+    def ended(self) -> dict[str, Any]:
         """Wait until its job has ended; return it."""
-        wait_for(lambda: self.job()["finished_at"], f"the end of job {self.job_id}", timeout_s)
+        wait_for(lambda: self.job()["finished_at"], f"the end of job {self.job_id}")
         return self.job()
+
+    def assert_whole(self, where: str) -> None:
+        """The job has ended; the guest runs from one whole disk, and nothing is left."""
+        assert_whole(self, where)
 
 
 @contextlib.contextmanager

@@ -64,10 +64,8 @@ class Journal:
         """Return the step of a job that began last; "done" when the job has ended."""
         query = "SELECT step, outcome FROM entries WHERE job_id = ?"
         row = self._connection.execute(query, (job_id,)).fetchone()
-        if row is None:
-            return None
-        step, outcome = row
-        return str(step) if outcome is None else "done"
+        step, outcome = row or (None, None)
+        return step if outcome is None else "done"
 
     def wait_for(self, job_id: str, *steps: str) -> None:
         """Wait until the job is in one of these steps."""

@@ -37,10 +37,20 @@ REQUESTS: tuple[JobRequest, ...] = (
 )
 
 
+class EmptyHost(Stage):
+    """A host with no guest at all."""
+
+    def disk_paths(self) -> frozenset[str]:
+        return frozenset()
+
+    def pending_instances(self) -> list[str]:
+        return []
+
+
 @pytest.mark.parametrize("step", [step.name for step in rebuild.STEPS[4:]])
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: str(request.kind))
 def test_only_a_rebuild_is_gone_on_with_in_a_step_that_others_have_by_that_name_too(
-    journal: Journal, stage: Stage, tmp_path: Path, request_: JobRequest, step: str
+    journal: Journal, tmp_path: Path, request_: JobRequest, step: str
 ) -> None:
     journal.accept(request_, {})
     journal.begin_step(ID, step, {})
@@ -54,7 +64,7 @@ def test_only_a_rebuild_is_gone_on_with_in_a_step_that_others_have_by_that_name_
     Recovery(
         dict.fromkeys(JobKind, undo),
         host="h",
-        tools=tools_of(stage, journal, tmp_path),
+        tools=tools_of(EmptyHost(), journal, tmp_path),
         jobs=cast(Jobs, SimpleNamespace(submit=submitted.append)),
         reports=RecordedReports(journal),
     ).start()

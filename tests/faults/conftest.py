@@ -30,7 +30,7 @@ from tools.stack.cloud import Cloud
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Take the options of `tox -e faults -- ...`."""
     parser.addoption("--kills", type=int, default=15, help="how many faults a run has")
-    parser.addoption("--others", type=int, default=2, help="how many hit other kinds of job, each")
+    parser.addoption("--others", type=int, default=1, help="how many hit other kinds of job, each")
     parser.addoption("--seed", type=int, default=None, help="repeat the run of this seed")
     parser.addoption("--fault", action="append", help="only this one (may come several times)")
     parser.addoption("--table", type=Path, default=None, help="write what came of it, as Markdown")

@@ -57,7 +57,6 @@ INSTANTS = {
     "start ends": Instant("start", lambda seen: seen.runs),
     "release begins": Instant("release", lambda seen: seen.runs, is_made=True),
 }
-_QUICK = {"start ends"}
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +65,7 @@ def image_id(cloud: Cloud) -> str:
     return upload(cloud, bytes(1 << 20), "raw")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(one, marks=() if one in _QUICK else pytest.mark.long) for one in INSTANTS],
-)
+@pytest.mark.parametrize("name", INSTANTS)
 def test_a_kill_where(cloud: Cloud, image_id: str, name: str) -> None:
     instant = INSTANTS[name]
     server_id = create_and_stop_at(cloud, image_id, instant, name)

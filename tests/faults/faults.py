@@ -49,8 +49,8 @@ class Fault:
     methods: tuple[str, ...] = METHODS
     #: Seconds from one to the other, one of which is drawn; None: not before the job has ended.
     heals_after_s: tuple[float | None, ...] = (0.0, 5.0)
-    #: The kinds of job, beside snapshots, at which it strikes.
-    kinds: tuple[str, ...] = ("rebuild", "create")
+    #: Which jobs it can hit beside snapshots.
+    kinds: tuple[str, ...] = ("backup", "create", "rebuild")
     #: The guest loses its power with it.
     ends_guest: bool = False
     #: libvirt answers in between.
@@ -192,7 +192,9 @@ FAULTS: dict[str, Fault] = {
     "glance": Fault(kill_glance, start_glance),
     "glance, hanging": Fault(stall_glance, wake_glance, heals_after_s=(2.0, 8.0)),
     "libvirtd": Fault(kill_libvirtd, start_libvirtd, libvirt_answers=False),
-    "qemu": Fault(kill_qemu, start_guest, ("backup", "overlay"), (0.0,), ("rebuild",), True),
+    "qemu": Fault(
+        kill_qemu, start_guest, ("backup", "overlay"), (0.0,), ("backup", "rebuild"), True
+    ),
     "qemu-nbd": Fault(kill_qemu_nbd, nothing, ("overlay", "offline"), (0.0,), ()),
     "sentinel": Fault(kill_sentinel, nothing, heals_after_s=(0.0,)),
 }

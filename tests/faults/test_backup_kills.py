@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever goes wrong in a backup, and whenever: the last whole one is there, the others are not."""
+"""Whatever goes wrong in a backup, and whenever: the last whole one is there, and no other."""
 
 from __future__ import annotations
 

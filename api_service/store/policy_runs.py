@@ -17,6 +17,7 @@ from api_service.store.engine import Database, retried
 from api_service.store.models import JobRow
 from api_service.store.policy_records import OPEN_RUNS, Backup, Run, RunState
 from api_service.store.policy_rows import RunRow
+from api_service.store.readable import readable
 from api_service.store.records import Job
 from common import clock
 from common.states import IMAGE_KINDS, OPEN, JobState
@@ -73,7 +74,7 @@ class PolicyRuns:
             return [policy_rows.run(row) for row in session.scalars(ordered.limit(query.limit))]
 
     def open(self, now: dt.datetime) -> list[Run]:
-        """Return what has to be looked at now, in the order in which it is to begin."""
+        """Return what has to be looked at now and can be read, in the order in which it begins."""
         query = select(RunRow).where(
             RunRow.state.in_(OPEN_RUNS),
             RunRow.start_at <= now,
@@ -81,7 +82,7 @@ class PolicyRuns:
         )
         with self._database.read() as session:
             rows = session.scalars(query.order_by(RunRow.start_at, RunRow.id))
-            return [policy_rows.run(row) for row in rows]
+            return readable("Run", rows, policy_rows.run)
 
     def at_work(self) -> Counter[str]:
         """Return how many backups of policies each host has at hand."""

@@ -26,8 +26,14 @@ from api_service.store.policy_runs import PolicyRuns
 from api_service.store.records import Instance, Job
 from common import clock, context
 from common.context import RequestContext
-from common.errors import DeadlinePassed, InstanceBusy, StillframeError
-from common.glance import ImageServiceUnavailable
+from common.errors import (
+    DeadlinePassed,
+    InstanceBusy,
+    JobCancelled,
+    StillframeError,
+    VerifyFailed,
+)
+from common.glance import ImageNotFound, ImageServiceUnavailable
 from common.messages import SnapshotOptions
 from common.states import ENDED, JobState
 
@@ -40,11 +46,33 @@ _DOUBLINGS_MAX = 6
 _AFTERWARDS_RETRY = dt.timedelta(minutes=1)
 #: So long after its time a backup may wait for what tries it.
 _VERIFY_WITHIN = dt.timedelta(days=1)
+#: So often a backup is tried, if not its own fault but something that passes was in the way,
+#: and so long after the first time; it doubles.
+_VERIFY_TRIES = 3
+_VERIFY_RETRY = dt.timedelta(minutes=5)
 #: What a retention could not remove until then goes after the next backup.
 _PRUNE_FOR = dt.timedelta(days=1)
 
 #: Nobody's fault, and gone by itself.
 _IN_THE_WAY = frozenset({InstanceBusy.code, Conflict.code, "host_busy"})
+#: How a trial ends that need not be repeated: the image is no good, or gone, or somebody
+#: wanted no trial.
+_SAYS_ENOUGH = frozenset(
+    {
+        "image_does_not_boot",
+        "unsafe_image",
+        "broken_chain",
+        "foreign_parent",
+        "disk_format_unrecorded",
+        "unusable_image",
+        "image_too_large",
+        "job_gone",
+        VerifyFailed.code,
+        ImageNotFound.code,
+        JobCancelled.code,
+    }
+)
+_NOTHING_WRONG: Mapping[str, None] = {"reason": None, "reason_code": None, "retry_at": None}
 _PASSING = (InstanceBusy, Conflict, OverQuota, DeadlinePassed)
 #: Of a context: what belongs to the request that made the policy, not to its runs.
 _OF_REQUEST = ("request_id", "global_request_id", "resource_uuid", "auth_token")
@@ -148,7 +176,9 @@ class PolicyRunner:
                 words = f"the backup was made, but could not be verified: {error.message}"
                 self._end(policy, run, RunState.ERROR, words, error.code)
             return
-        if self.runs.move(run, RunState.VERIFYING, verify_job_id=verifying.id, retry_at=None):
+        attempts = run.verify_attempts + 1
+        begun = {"verify_job_id": verifying.id, "verify_attempts": attempts, **_NOTHING_WRONG}
+        if self.runs.move(run, RunState.VERIFYING, **begun):
             self.poke(verifying.id)
 
     def follow_verification(self, policy: Policy, run: Run, round_: Round) -> None:
@@ -159,8 +189,16 @@ class PolicyRunner:
         if job is not None and job.state is JobState.DONE:
             self._go_on_to_prune(policy, run, round_)
             return
-        reason = f"the backup was made, but could not be verified: {job.reason if job else None}"
-        self._end(policy, run, RunState.ERROR, reason, job.reason_code if job else "job_gone")
+        reason, code = (job.reason, job.reason_code) if job else ("its job is gone", "job_gone")
+        words = f"the backup was made, but could not be verified: {reason}"
+        if code in _SAYS_ENOUGH or run.verify_attempts >= _VERIFY_TRIES:
+            self._end(policy, run, RunState.ERROR, words, code)
+            return
+        wait = _VERIFY_RETRY * 2 ** max(0, run.verify_attempts - 1)
+        again = {"verify_job_id": None, "retry_at": clock.now() + wait}
+        if self.runs.move(run, RunState.ASKED, **again, reason=words, reason_code=code):
+            what = (policy.id, policy.name, run.instance_uuid, run.verify_attempts)
+            LOG.warning("Policy %s (%s), instance %s, try %d: %s; tried again", *what, words)
 
     def prune(self, policy: Policy, run: Run, round_: Round) -> None:
         """Remove what the retention lets go."""
@@ -181,7 +219,7 @@ class PolicyRunner:
         self.runs.move(run, RunState.DONE)
 
     def _go_on_to_prune(self, policy: Policy, run: Run, round_: Round) -> None:
-        if self.runs.move(run, RunState.PRUNING):
+        if self.runs.move(run, RunState.PRUNING, **_NOTHING_WRONG):
             self.prune(policy, dataclasses.replace(run, state=RunState.PRUNING), round_)
 
     def _ask(self, policy: Policy, run: Run, instance: Instance, round_: Round) -> None:
@@ -227,8 +265,7 @@ class PolicyRunner:
         return len(increments) == most
 
     def _was_asked(self, policy: Policy, run: Run, job: Job) -> None:
-        nothing = {"reason": None, "reason_code": None, "retry_at": None}
-        if self.runs.move(run, RunState.ASKED, job_id=job.id, **nothing):
+        if self.runs.move(run, RunState.ASKED, job_id=job.id, **_NOTHING_WRONG):
             what = (policy.id, policy.name, run.instance_uuid, job.id)
             LOG.info("Policy %s (%s) has a backup of instance %s made: job %s", *what)
             self.poke(job.id)

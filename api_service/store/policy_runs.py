@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from api_service.store import policy_rows, records
 from api_service.store.engine import Database, retried
 from api_service.store.models import JobRow
-from api_service.store.policy_records import OPEN_RUNS, Backup, Run, RunState
+from api_service.store.policy_records import OPEN_RUNS, Backup, Proof, Run, RunState
 from api_service.store.policy_rows import RunRow
 from api_service.store.readable import readable
 from api_service.store.records import Job
@@ -169,5 +169,12 @@ def _backup(row: JobRow, run: Run | None) -> Backup:
         image_ids=tuple(dict.fromkeys((job.image_id, *(one.image_id for one in job.images)))),
         parent_ids=frozenset(parent for parent in parents if parent),
         at=run.counts_at if run else job.created_at,
-        is_proven=run is None or run.state in (RunState.PRUNING, RunState.DONE),
+        proof=_proof(run),
     )
+
+
+def _proof(run: Run | None) -> Proof:
+    """Return what a run says of its backup; without a run it is only just being asked for."""
+    if run is None or run.state not in (RunState.PRUNING, RunState.DONE):
+        return Proof.UNPROVEN
+    return Proof.VERIFIED if run.verify_job_id else Proof.UNTRIED

@@ -214,9 +214,11 @@ def test_a_defect_met_at_one_policy_does_not_keep_the_others_waiting(
 def test_a_glance_that_hangs_is_waited_for_once_a_round(
     days: Days, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for _ in range(4):
-        days.add_instance()
-    policies = [days.make(name=name, retention={"last": 1}) for name in ("first", "second")]
+    records = [days.add_instance() for _ in range(4)]
+    policies = [
+        days.make(instances={"ids": [one.uuid for one in meant]}, retention={"last": 1})
+        for meant in (records[:2], records[2:])
+    ]
     days.begin_at(DUE)
     days.scheduler.round()
     days.finish_all()

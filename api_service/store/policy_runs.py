@@ -30,7 +30,6 @@ class RunQuery:
     policy_id: str
     instance_uuid: str | None = None
     states: tuple[RunState, ...] = ()
-    manual: bool | None = None
     #: The last run of the page before.
     marker: str | None = None
     limit: int = 1000
@@ -59,8 +58,6 @@ class PolicyRuns:
         statement = select(RunRow).where(RunRow.policy_id == query.policy_id)
         if query.states:
             statement = statement.where(RunRow.state.in_(query.states))
-        if query.manual is not None:
-            statement = statement.where(RunRow.manual.is_(query.manual))
         if query.instance_uuid is not None:
             statement = statement.where(RunRow.instance_uuid == query.instance_uuid)
         with self._database.read() as session:
@@ -72,6 +69,16 @@ class PolicyRuns:
                 )
             ordered = statement.order_by(RunRow.due_at.desc(), RunRow.id.desc())
             return [policy_rows.run(row) for row in session.scalars(ordered.limit(query.limit))]
+
+    def waited_for(self, policy_id: str) -> set[str]:
+        """Return the instances that runs which somebody asked for wait for."""
+        query = select(RunRow.instance_uuid).where(
+            RunRow.policy_id == policy_id,
+            RunRow.state == RunState.WAITING,
+            RunRow.manual.is_(True),
+        )
+        with self._database.read() as session:
+            return set(session.scalars(query))
 
     def open(self, now: dt.datetime) -> list[Run]:
         """Return what has to be looked at now and can be read, in the order in which it begins."""

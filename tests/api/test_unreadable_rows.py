@@ -84,9 +84,8 @@ def test_the_rotator_sees_to_the_other_backups(cloud: Cloud, values: dict[str, A
 
 
 def test_no_backup_goes_while_it_is_not_known_what_lies_on_it(
-    cloud: Cloud, instance: InstanceRecord
+    cloud: Cloud, backups: Rotated
 ) -> None:
-    backups = Rotated(cloud, instance)
     whole = backups.take(2)
     backups.increment(2, whole)
     backups.take(1)

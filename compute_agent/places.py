@@ -5,6 +5,7 @@
     ID/console.log   what the guest says on its first serial port
     ID/fetched/      the image on its way; gone when the instance runs
     ID/unfinished    there until the instance is made: what has it after a crash is removed
+    agent.lock       held by the agent whose directory it is
 
 Nothing outside is ever removed, and nothing inside without an owner.
 """
@@ -17,8 +18,10 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import IO
 
 from common.errors import ConfigurationError, JobFailed
+from compute_agent import lock
 
 LOG = logging.getLogger(__name__)
 
@@ -27,6 +30,8 @@ _ROOT_MODE = 0o711
 _FETCHED_MODE = 0o700
 _DISK_MODE = _CONSOLE_MODE = 0o600
 _GIB = 1 << 30
+#: No instance is called so.
+_LOCK = "agent.lock"
 
 
 class PlaceTaken(JobFailed):
@@ -133,6 +138,26 @@ class Places:
                 f"[spawn] instances_directory = {self.root} cannot be used: {error.strerror}; "
                 "name a directory that this daemon's user may create and own"
             ) from error
+
+    def hold(self, host: str) -> IO[str] | None:
+        """Keep it from other agents while this process lives: they would remove what is unfinished.
+
+        Raises ConfigurationError if another has it. None: its file system has no locks.
+        """
+        try:
+            return lock.hold(self.root / _LOCK, host)
+        except lock.Held as other:
+            raise ConfigurationError(
+                f"another agent ({other}) uses [spawn] instances_directory = {self.root}; "
+                f"stop it, or give this one a directory of its own (host = {host})"
+            ) from None
+        except OSError as error:
+            LOG.warning(
+                "[spawn] instances_directory = %s cannot be locked (%s): see to it that no other "
+                "agent uses it",
+                *(self.root, error.strerror),
+            )
+            return None
 
     def of(self, instance_uuid: str) -> Place:
         """Return an instance's own; nothing is created yet."""

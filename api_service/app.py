@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import falcon
+import webob  # type: ignore[import-untyped]
 from keystoneauth1 import exceptions as keystone_errors
 from keystonemiddleware import auth_token
 from oslo_config import cfg
@@ -342,9 +343,11 @@ def behind_proxy(application: Any, settings: cfg.ConfigOpts) -> Any:
     """Return the application with a proxy's headers obeyed, where the configuration says so."""
     proxied = HTTPProxyToWSGI(application, settings)
 
-    # A plain function, for servers that look at its arguments to tell WSGI from ASGI.
+    # A plain function, for servers that look at its arguments to tell WSGI from ASGI. Calling
+    # `proxied` itself would have webob take each reply apart and put it together again.
     def obeying(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        return proxied(environ, start_response)
+        proxied.process_request(webob.Request(environ))
+        return application(environ, start_response)
 
     return obeying
 

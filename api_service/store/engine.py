@@ -36,6 +36,8 @@ from common.errors import ConfigurationError
 
 _BUSY_TIMEOUT_MS = 10_000
 _WRITES = "stillframe_writes"
+#: Where oslo.db notes on a SQLite connection that it has begun a transaction.
+_BEGUN = "in_transaction"
 _PLUGIN = "stillframe_keeps_connections"
 _SQLITE_KEPT = 20
 _PATTERN_MEMORY_BYTES = 1 << 20
@@ -232,7 +234,8 @@ def _prepare_mysql(engine: Engine) -> None:
 
 def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
-    def _on_connect(dbapi_connection: Any, _record: Any) -> None:
+    def _on_connect(dbapi_connection: Any, record: Any) -> None:
+        record.info[_BEGUN] = True
         for pragma in ("journal_mode=WAL", f"busy_timeout={_BUSY_TIMEOUT_MS}", "synchronous=FULL"):
             dbapi_connection.execute(f"PRAGMA {pragma}")
         # In place of SQLAlchemy's, which is Python's `re`.
@@ -240,14 +243,19 @@ def _prepare_sqlite(engine: Engine) -> None:
 
     engine.dispose()  # oslo.db has tried a connection, which is not so
 
-    # oslo.db begins every transaction with a plain BEGIN.
-    @event.listens_for(engine, "before_cursor_execute", retval=True)
-    def _on_begin(
-        connection: Connection, _cursor: Any, statement: str, parameters: Any, *_: Any
-    ) -> tuple[str, Any]:
-        if statement == "BEGIN" and _WRITES in connection.get_execution_options():
-            statement = "BEGIN IMMEDIATE"
-        return statement, parameters
+    # In place of oslo.db's, which sends every BEGIN through SQLAlchemy's compiler.
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        if _WRITES in connection.get_execution_options():
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            # It takes no lock, so that no failure of it must be told as oslo.db's.
+            connection.connection.cursor().execute("BEGIN")
+
+    @event.listens_for(engine, "rollback")
+    @event.listens_for(engine, "commit")
+    def _on_end(connection: Connection) -> None:
+        connection.info[_BEGUN] = True
 
 
 def _is_match(pattern: str, value: str | None) -> bool:

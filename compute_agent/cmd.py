@@ -124,7 +124,7 @@ class Agent:
         # In this order they start; in the reverse they stop: first no more
         # messages, last the way to tell how things ended.
         first: list[daemon.Service] = [sentinel, self.hypervisor, self.reporter]
-        again = release.Again(tools)
+        again = release.Again(tools, sweep=lambda: births.sweep(jobs.busy))
         self._services = [*first, recovery, again, jobs, server, self.announcer]
 
     def _runners(self) -> dict[JobKind, Runner]:

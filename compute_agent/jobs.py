@@ -228,6 +228,11 @@ class Jobs:
             self._end_unbegun(waiting, why)
         return job is not None or waiting is not None
 
+    def busy(self) -> frozenset[str]:
+        """Return the instances that have jobs, at work or waiting."""
+        with self._lock:
+            return frozenset(self._by_instance)
+
     def instance_deleted(self, instance_uuid: str) -> None:
         """End what is done for an instance that was deleted."""
         self._stop_all_of(instance_uuid, _DELETED, kinds=_ALL_BUT_DELETIONS)

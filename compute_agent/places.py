@@ -71,6 +71,11 @@ class Place:
     def _unfinished(self) -> Path:
         return self.directory / "unfinished"
 
+    def require_free(self) -> None:
+        """Raise PlaceTaken if there is anything."""
+        if os.path.lexists(self.directory):
+            raise PlaceTaken("the host has files of an instance of this id already")
+
     def make(self) -> None:
         """Make it, for an instance that is not made yet; raise PlaceTaken or PlaceUnusable."""
         try:

@@ -20,6 +20,7 @@ from common.errors import InstanceBusy, InstanceNotFound, JobInterrupted, Stillf
 from common.states import PowerState, TaskState
 from compute_agent import put_back, release
 from compute_agent.guest import metadata
+from compute_agent.guest.domain import Guest
 from compute_agent.jobs import Job
 from compute_agent.journal import Entry
 from compute_agent.proofs import see
@@ -30,15 +31,13 @@ from compute_agent.rebuild_run import (
     facts_of,
     inherited,
     require_architecture,
+    require_unchanged,
     take_up,
 )
 from compute_agent.restore.model import DiskWish
 from compute_agent.tools import Tools
 
 LOG = logging.getLogger(__name__)
-
-_MIB = 1 << 20
-_BASE_FORMATS = ("qcow2", "raw")
 
 
 def fetch(run: Run) -> None:
@@ -60,7 +59,6 @@ def build(run: Run) -> None:
     """Make the new disk beside the old one: its format, its layout, its size or more."""
     if run.proven is None:
         raise RuntimeError("a disk is built of an image that was proven")
-    base_format = run.proven.format if run.proven.is_disk else "qcow2"
     run.tools.restorer.build(
         run.job,
         run.proven,
@@ -69,9 +67,11 @@ def build(run: Run) -> None:
             format=run.disk.format,
             size_bytes=max(run.capacity_bytes, run.proven.virtual_bytes),
             base_path=run.swap.base,
-            base_format=base_format if base_format in _BASE_FORMATS else "qcow2",
+            base_format=run.proven.format if run.proven.is_disk else "qcow2",
         ),
     )
+    # All this took a while, and from the next step on the guest hears of it.
+    require_unchanged(run)
 
 
 def stop(run: Run) -> None:
@@ -87,9 +87,11 @@ def stop(run: Run) -> None:
 
 def swap(run: Run) -> None:
     """Put the new disk in the old one's place; the definition says what it is made of."""
-    if run.guest.is_active():
-        raise InstanceBusy("somebody started the instance while its disk was to be replaced")
+    _require_off(run.guest)
+    require_unchanged(run)
     run.swap.swap()
+    # One that was started just before goes on with the old file, whatever has its name.
+    _require_off(run.guest)
     if run.metadata is not None:
         run.guest.write_metadata(run.metadata)
 
@@ -138,13 +140,18 @@ STEPS: tuple[Step, ...] = (
 
 #: What the next agent goes on with: the new disk is in its place, whole.
 _GOING_ON = {step.name: STEPS[at:] for at, step in enumerate(STEPS) if at >= 4}
-#: In the journal from the moment at which undoing begins: it is not gone on with then.
+#: In the journal from the moment at which such a step is undone: it is not gone on with then.
 _UNDOING = "undo"
 
 
 def goes_on(entry: Entry) -> bool:
     """Tell whether a rebuild that an agent's end interrupted is gone on with."""
     return entry.step in _GOING_ON
+
+
+def _require_off(guest: Guest) -> None:
+    if guest.is_active():
+        raise InstanceBusy("somebody started the instance while its disk was to be replaced")
 
 
 class Rebuilds:
@@ -156,15 +163,13 @@ class Rebuilds:
 
     def run(self, job: Job) -> None:
         """Do the rebuild that `job` asks for, or undo all of it and raise why not."""
+        steps = _GOING_ON.get(job.entry.step or "")
+        if steps is not None:
+            self._go_on(job, steps)
+            return
         guest = self._tools.hypervisor.guest(job.entry.request.instance.uuid)
-        step = job.entry.step
-        if step in _GOING_ON:
-            LOG.info("Going on with the rebuild in step %s: the new disk is in its place", step)
-            run = take_up(self._tools, self.settings, job, guest)
-            self._walk(run, _GOING_ON[step], at=_GOING_ON[step][0])
-        else:
-            release.give_back_earlier(self._tools, guest)
-            self._walk(begin(self._tools, self.settings, job, guest), STEPS)
+        release.give_back_earlier(self._tools, guest)
+        self._walk(begin(self._tools, self.settings, job, guest), STEPS)
 
     def recover(self, job: Job) -> bool:
         """Put right what a crash left of a job that is not gone on with; it has failed."""
@@ -179,6 +184,27 @@ class Rebuilds:
             LOG.error("Job %s could not be put right now: %s", entry.job_id, error)
             self._tools.journal.mark_unreleased(entry.job_id)
         return False
+
+    def _go_on(self, job: Job, steps: tuple[Step, ...]) -> None:
+        """Take the steps that an agent's end left; where that cannot be begun, `release` ends it.
+
+        Then by the journal: the disk was proven, so it stays; or the old one is put back.
+        """
+        entry, first = job.entry, steps[0]
+        LOG.info("Going on with the rebuild in step %s: the new disk is in its place", first.name)
+        try:
+            guest = self._tools.hypervisor.guest(entry.request.instance.uuid)
+            run = take_up(self._tools, self.settings, job, guest)
+        except InstanceNotFound:
+            release.give_up(self._tools, entry)
+            raise
+        except Exception:
+            self._tools.journal.mark_unreleased(entry.job_id)
+            if not first.final:
+                raise
+            LOG.exception("The instance has its new disk, but the old one stays for now")
+        else:
+            self._walk(run, steps, at=first)
 
     def _walk(self, run: Run, steps: tuple[Step, ...], at: Step | None = None) -> None:
         """Take the steps; after an error undo them, from `at` on if one had begun before."""
@@ -216,6 +242,7 @@ class Rebuilds:
         try:
             if at.name not in put_back.UNTOUCHED:
                 LOG.warning("The rebuild failed in step %s; putting the old disk back", at.name)
+            if at.name in _GOING_ON:
                 self._tools.journal.begin_step(job.entry.job_id, _UNDOING, facts)
             put_back.end(at.name, facts, run.guest, self._tools.increments, patience_s=patience_s)
         except Exception:

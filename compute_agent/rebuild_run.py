@@ -118,6 +118,20 @@ def begin(tools: Tools, settings: RebuildSettings, job: Job, guest: Guest) -> Ru
     return run
 
 
+def require_unchanged(run: Run) -> None:
+    """Raise RebuildRefused unless the instance may be rebuilt still, and its disk is the same.
+
+    Since `begin` somebody may have laid an overlay on it, moved it or suspended the guest
+    to disk. A new disk below what lies on the old one would be neither.
+    """
+    domain = run.guest.definition()
+    disk = description.root_disk(domain)
+    _require_rebuildable(run.guest, domain, disk)
+    is_same = (disk.target, disk.format) == (run.disk.target, run.disk.format)
+    if not is_same or os.path.realpath(disk.path or "") != str(run.swap.path):
+        raise RebuildRefused("the instance got another root disk meanwhile; ask again")
+
+
 def take_up(tools: Tools, settings: RebuildSettings, job: Job, guest: Guest) -> Run:
     """Return the run of an interrupted job, its new disk in its place, as it was."""
     facts = job.entry.facts

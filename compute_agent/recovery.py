@@ -13,12 +13,12 @@ entry owns are removed too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from common import context
 from common.errors import JobInterrupted
-from common.states import IMAGE_KINDS, QUICK_KINDS, JobKind
+from common.states import DISK_KINDS, IMAGE_KINDS, QUICK_KINDS, JobKind
 from compute_agent import rebuild, release, take_up
 from compute_agent.capture.workspace import Workspace
 from compute_agent.increments import give_up_all
@@ -45,7 +45,7 @@ class Recovery:
     ) -> None:
         self._undo = undo
         #: Removes what was begun and never made, but for what is busy.
-        self.sweep: Callable[[frozenset[str]], None] = lambda _: None
+        self.sweep: Callable[[Callable[[], Collection[str]]], bool] = lambda _: True
         self._host = host
         self._tools = tools
         self._journal = tools.journal
@@ -63,7 +63,7 @@ class Recovery:
         for entry in entries:
             if entry not in going_on:
                 self._end(entry)
-        self.sweep(frozenset(entry.request.instance.uuid for entry in going_on))
+        self.sweep(lambda: {entry.request.instance.uuid for entry in going_on})
         # QEMU may still write into the scratch of a job that is open on its guest.
         in_use = [*self._journal.unreleased(), *going_on]
         self._remove_leftovers(keep=[self._directories.of_job(one.job_id) for one in in_use])
@@ -103,7 +103,7 @@ class Recovery:
             except Exception:
                 # The journal may be another version's; the others must still get their turn.
                 LOG.exception("Job %s could not be put right", entry.job_id)
-                if kind in IMAGE_KINDS:
+                if kind in IMAGE_KINDS | DISK_KINDS:
                     self._journal.mark_unreleased(entry.job_id)
                 was_published = entry.step == "release"
             error = JobInterrupted(f"the compute agent ended during the {kind}")

@@ -13,14 +13,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import tenacity
 
 from common import context
 from common.errors import InstanceNotFound, JobInterrupted, StillframeError
 from common.reports import DiskImage
-from common.states import DISK_KINDS, JobState
+from common.states import DISK_KINDS, JobKind, JobState
 from compute_agent import put_back
 from compute_agent.capture import make, overlay
 from compute_agent.capture.base import Plan
@@ -54,12 +54,14 @@ def end_capture(run: Run) -> None:
     _patiently(run, run.capture.end, _PATIENCE_S)
 
 
-def give_back_earlier(tools: Tools, guest: Guest) -> None:
+def give_back_earlier(
+    tools: Tools, guest: Guest, kinds: Collection[JobKind] = frozenset(JobKind)
+) -> None:
     """Give back what earlier jobs of this guest could not; raise if that fails again."""
-    if not _left_on(tools, guest):
+    if not _left_on(tools, guest, kinds):
         return
     with tools.giving_back:
-        for entry in _left_on(tools, guest):
+        for entry in _left_on(tools, guest, kinds):
             LOG.warning("Giving back what job %s had to leave", entry.job_id)
             give_back(tools, entry, guest, published=_published(entry))
 
@@ -69,14 +71,19 @@ def give_back_all(tools: Tools) -> None:
     for entry in tools.journal.unreleased():
         with context.bound(context.from_wire(entry.context, entry.request.instance.uuid)):
             try:
-                give_back_earlier(tools, tools.hypervisor.guest(entry.request.instance.uuid))
-            except InstanceNotFound:
-                give_up(tools, entry)
-                tools.journal.mark_released(entry.job_id)
+                _give_back_or_up(tools, entry)
             except StillframeError as error:
                 LOG.warning("What job %s left must stay for now: %s", entry.job_id, error)
             except Exception:
                 LOG.exception("What job %s left must stay for now", entry.job_id)
+
+
+def _give_back_or_up(tools: Tools, entry: Entry) -> None:
+    try:
+        give_back_earlier(tools, tools.hypervisor.guest(entry.request.instance.uuid))
+    except InstanceNotFound:
+        give_up(tools, entry)
+        tools.journal.mark_released(entry.job_id)
 
 
 def give_back(tools: Tools, entry: Entry, guest: Guest, *, published: Sequence[DiskImage]) -> None:
@@ -123,8 +130,10 @@ class Again:
 
     name = "giving back"
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: Tools, sweep: Callable[[], bool] = lambda: True) -> None:
         self._tools = tools
+        #: Removes what was begun and never made; tells whether nothing of that stays.
+        self._sweep = sweep
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="giving-back", daemon=True)
 
@@ -142,7 +151,7 @@ class Again:
         while not self._stopping.wait(wait_s):
             try:
                 give_back_all(self._tools)
-                is_done = not self._tools.journal.unreleased()
+                is_done = self._sweep() and not self._tools.journal.unreleased()
             except Exception:
                 # The journal may be away; the thread must outlive that.
                 LOG.exception("What ended jobs left could not be looked at")
@@ -171,9 +180,9 @@ def _thaw(guest: Guest, timeout_s: float) -> None:
         LOG.warning("Nothing could be thawed: %s", error)
 
 
-def _left_on(tools: Tools, guest: Guest) -> list[Entry]:
-    """Return the ended jobs that had to leave something on this guest."""
-    left = tools.journal.unreleased()
+def _left_on(tools: Tools, guest: Guest, kinds: Collection[JobKind]) -> list[Entry]:
+    """Return the ended jobs, of these kinds, that had to leave something on this guest."""
+    left = [one for one in tools.journal.unreleased() if one.request.kind in kinds]
     return [entry for entry in left if entry.request.instance.uuid == guest.uuid]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import tenacity
 
@@ -109,14 +109,14 @@ def start(run: Run) -> None:
 
 
 def release(run: Run) -> None:
-    """It is made: give back what only making it took."""
+    """Give back what only making it took; then it is made, and nothing sweeps it away."""
     run.place.finish()
     LOG.info("The instance runs after %.1f s", time.monotonic() - run.began)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step; when a `final` one begins, the instance is made."""
+    """One step; a job that is to end ends no more when a `final` one begins."""
 
     name: str
     run: Callable[[Run], None]
@@ -147,7 +147,7 @@ class Spawns:
         if not isinstance(request, CreateRequest):
             raise TypeError(f"job {job.entry.job_id} makes no instance")
         uuid = request.instance.uuid
-        require_new(self._tools, uuid)
+        require_new(self._tools, self._places, uuid)
         LOG.info(
             "Making an instance of image %s, %d vCPUs, %d MiB",
             *(request.image_id, request.flavor.vcpus, request.flavor.memory_mib),
@@ -164,9 +164,6 @@ class Spawns:
                 self._enter(step, job)
                 step.run(run)
             except BaseException as error:
-                if step.final:
-                    LOG.exception("The instance is made, but not everything could be given back")
-                    return
                 if not isinstance(error, PlaceTaken):
                     undo_patiently(self._tools, self._places, uuid)
                 raise
@@ -185,20 +182,35 @@ class Spawns:
 
     def recover(self, job: Job) -> bool:
         """Put right what a crash left of a job that made an instance; tell whether it is made."""
-        if job.entry.step == STEPS[-1].name:
-            self._places.of(job.instance.uuid).finish()
+        if job.entry.step == STEPS[-1].name and self._finish(job.instance.uuid):
             job.result.power_state = PowerState.RUNNING
             return True
         if job.entry.step is not None:  # else what has this id here is not the job's
             undo_patiently(self._tools, self._places, job.instance.uuid)
         return False
 
-    def sweep(self, busy: frozenset[str]) -> None:
-        """Remove what was begun and never made, but for the instances that are `busy`."""
-        for instance_uuid in self._places.unfinished():
-            if instance_uuid not in busy:
-                LOG.warning("Removing what was left of instance %s, never made", instance_uuid)
-                undo_patiently(self._tools, self._places, instance_uuid)
+    def sweep(self, busy: Callable[[], Collection[str]]) -> bool:
+        """Remove what was begun and never made, but for the instances that are `busy`.
+
+        Tells whether nothing of that stays.
+        """
+        # In this order: what is begun after the list was made is not in it.
+        found, at_work, are_gone = self._places.unfinished(), busy(), True
+        for instance_uuid in found:
+            if instance_uuid in at_work or not self._places.of(instance_uuid).is_unfinished():
+                continue  # it is being made, or was made in this moment
+            LOG.warning("Removing what was left of instance %s, never made", instance_uuid)
+            are_gone &= undo_patiently(self._tools, self._places, instance_uuid)
+        return are_gone
+
+    def _finish(self, instance_uuid: str) -> bool:
+        """Finish what the last agent had all but made; tell whether it is: else it is swept."""
+        try:
+            self._places.of(instance_uuid).finish()
+        except OSError:
+            LOG.exception("The instance cannot be kept")
+            return False
+        return True
 
     def _enter(self, step: Step, job: Job) -> None:
         if not step.final:
@@ -208,8 +220,12 @@ class Spawns:
         job.tell(step.task_state)
 
 
-def require_new(tools: Tools, instance_uuid: str) -> None:
-    """Raise PlaceTaken if the host has a domain of this id, which is somebody else's then."""
+def require_new(tools: Tools, places: Places, instance_uuid: str) -> None:
+    """Raise PlaceTaken if the host has a domain or files of this id: they are somebody else's.
+
+    To be asked before anything is journalled: what a crash leaves after that is removed.
+    """
+    places.of(instance_uuid).require_free()
     try:
         tools.hypervisor.guest(instance_uuid)
     except InstanceNotFound:
@@ -253,8 +269,11 @@ def undo(tools: Tools, places: Places, instance_uuid: str) -> None:
     places.of(instance_uuid).remove()
 
 
-def undo_patiently(tools: Tools, places: Places, instance_uuid: str) -> None:
-    """Leave nothing of an instance that was not made; what cannot go now goes at the next start."""
+def undo_patiently(tools: Tools, places: Places, instance_uuid: str) -> bool:
+    """Leave nothing of an instance that was not made; what cannot go now is swept later.
+
+    Tells whether it is gone.
+    """
     trying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(StillframeError),
         stop=tenacity.stop_after_attempt(_UNDO_TRIES),
@@ -265,6 +284,6 @@ def undo_patiently(tools: Tools, places: Places, instance_uuid: str) -> None:
     try:
         trying(undo, tools, places, instance_uuid)
     except StillframeError as error:
-        LOG.error(
-            "What was begun of instance %s stays until the next start: %s", instance_uuid, error
-        )
+        LOG.error("What was begun of instance %s stays for now: %s", instance_uuid, error)
+        return False
+    return True

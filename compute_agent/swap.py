@@ -110,9 +110,10 @@ class Swap:
 
     def discard(self) -> None:
         """Remove what was made. The disk must not be the new one."""
-        _remove(self.room)
+        # The room goes last: as long as it is there, a crash finds that not all is gone.
         if self.base is not None:
             self.base.unlink(missing_ok=True)
+        _remove(self.room)
         _sync(self.path.parent)
 
 

@@ -97,7 +97,7 @@ class Trials:
         return False
 
     def _try(self, job: Job, request: VerifyRequest) -> None:
-        require_new(self._tools, request.instance.uuid)
+        require_new(self._tools, self._places, request.instance.uuid)
         place, is_ours = self._places.of(request.instance.uuid), True
         try:
             self._enter(job, "fetch", TaskState.BLOCK_DEVICE_MAPPING)

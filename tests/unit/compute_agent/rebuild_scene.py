@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import uuid
 import xml.etree.ElementTree as ET
@@ -10,12 +11,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from common.messages import InstanceRef, RebuildRequest
 from common.states import PowerState
+from compute_agent import rebuild
 from compute_agent.guest import description
+from compute_agent.jobs import Job
+from compute_agent.journal import Journal
+from compute_agent.proofs import ProofSettings
+from compute_agent.rebuild import STEPS, Rebuilds
+from compute_agent.rebuild_run import RebuildSettings
+from tests.unit.compute_agent.conftest import RecordedReports
 
 GUEST, IMAGE = str(uuid.UUID(int=7)), str(uuid.UUID(int=8))
 OLD, NEW = b"old disk", b"new disk"
 RUNNING, OFF = PowerState.RUNNING, PowerState.SHUTDOWN
+NAMES = [step.name for step in STEPS]
+
+
+SETTINGS = RebuildSettings(
+    shutdown_timeout_s=1.0,
+    proof=ProofSettings(proof="running", running_s=0.0, timeout_s=0.1, port=22),
+)
 
 
 class Scene:
@@ -106,6 +124,12 @@ class Scene:
         self._do("forget")
         self.forgotten = True
 
+    def disk_paths(self) -> frozenset[str]:
+        return frozenset([str(self.disk)])
+
+    def pending_instances(self) -> tuple[str, ...]:
+        return ()
+
     def prove(self, _job: object, image_id: str, room: Path, **_: Any) -> Any:
         self._do("prove image")
         return Proven(image_id, room, self.properties)
@@ -126,3 +150,64 @@ class Proven:
         self.image = type(
             "Image", (), {"id": image_id, "properties": properties, "size_bytes": 1000}
         )
+
+
+class Killed(BaseException):
+    """The agent dies here."""
+
+
+def new_job(journal: Journal, **asked: Any) -> Job:
+    request = RebuildRequest(instance=InstanceRef(uuid=GUEST), image_id=IMAGE, **asked)
+    journal.accept(request, {})
+    return as_journalled(journal, request.job_id)
+
+
+def as_journalled(journal: Journal, job_id: str) -> Job:
+    """Return the job as an agent finds it in its journal."""
+    entry = journal.find(job_id)
+    assert entry is not None
+    return Job(entry, "h", RecordedReports(journal))
+
+
+def is_alone(scene: Scene) -> bool:
+    return os.listdir(scene.disk.parent) == [scene.disk.name]
+
+
+def assert_as_it_was(scene: Scene) -> None:
+    assert scene.disk.read_bytes() == OLD
+    assert is_alone(scene)
+    assert (scene.state, scene.runs_from, scene.metadata) == (RUNNING, OLD, None)
+    assert not scene.forgotten
+
+
+def fail(error: BaseException) -> Callable[[], None]:
+    def raise_it() -> None:
+        raise error
+
+    return raise_it
+
+
+def die_in(monkeypatch: pytest.MonkeyPatch, at: str, *, done: bool) -> None:
+    """Let the agent die in a step, and nothing of its own be undone then."""
+
+    def dying(step: rebuild.Step) -> rebuild.Step:
+        def die(run: Any) -> None:
+            if done:
+                step.run(run)
+            raise Killed
+
+        return rebuild.Step(name=step.name, run=die, task_state=step.task_state, final=step.final)
+
+    steps = tuple(dying(step) if step.name == at else step for step in STEPS)
+    monkeypatch.setattr(rebuild, "STEPS", steps)
+    monkeypatch.setattr(Rebuilds, "_undo", lambda *_: None)
+    monkeypatch.setattr(rebuild, "_note_power", lambda *_: None)
+
+
+def next_agent(rebuilds: Rebuilds, journal: Journal, job_id: str) -> None:
+    """Do what recovery does: go on where that is said, else put right."""
+    job = as_journalled(journal, job_id)
+    if rebuild.goes_on(job.entry):
+        rebuilds.run(job)
+    else:
+        assert rebuilds.recover(job) is False

@@ -7,43 +7,44 @@ The guest and the image are played; the disk's files and the journal are real.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from common import qemu_img
 from common.errors import (
     CaptureFailed,
-    InstanceBusy,
-    InstanceNotFound,
     JobCancelled,
     JobInterrupted,
     StillframeError,
 )
-from common.messages import InstanceRef, RebuildRequest
 from common.states import JobState, PowerState
-from compute_agent import rebuild, release
+from compute_agent import release
 from compute_agent.jobs import Job
 from compute_agent.journal import Journal
 from compute_agent.proofs import ProofSettings, RebuildUnproven
-from compute_agent.rebuild import STEPS, Rebuilds
+from compute_agent.rebuild import Rebuilds
 from compute_agent.rebuild_run import RebuildRefused, RebuildSettings
-from tests.unit.compute_agent.conftest import RecordedReports
-from tests.unit.compute_agent.rebuild_scene import GUEST, IMAGE, NEW, OFF, OLD, RUNNING, Scene
-from tests.unit.compute_agent.stage import tools_of
-
-NAMES = [step.name for step in STEPS]
-SETTINGS = RebuildSettings(
-    shutdown_timeout_s=1.0,
-    proof=ProofSettings(proof="running", running_s=0.0, timeout_s=0.1, port=22),
+from tests.unit.compute_agent.rebuild_scene import (
+    IMAGE,
+    NAMES,
+    NEW,
+    OFF,
+    OLD,
+    RUNNING,
+    SETTINGS,
+    Killed,
+    Scene,
+    as_journalled,
+    assert_as_it_was,
+    die_in,
+    fail,
+    is_alone,
+    new_job,
+    next_agent,
 )
-
-
-class Killed(BaseException):
-    """The agent dies here."""
+from tests.unit.compute_agent.stage import tools_of
 
 
 @pytest.fixture
@@ -66,30 +67,6 @@ def rebuilds(scene: Scene, journal: Journal, tmp_path: Path) -> Rebuilds:
 @pytest.fixture
 def job(journal: Journal) -> Job:
     return new_job(journal)
-
-
-def new_job(journal: Journal, **asked: Any) -> Job:
-    request = RebuildRequest(instance=InstanceRef(uuid=GUEST), image_id=IMAGE, **asked)
-    journal.accept(request, {})
-    return as_journalled(journal, request.job_id)
-
-
-def as_journalled(journal: Journal, job_id: str) -> Job:
-    """Return the job as an agent finds it in its journal."""
-    entry = journal.find(job_id)
-    assert entry is not None
-    return Job(entry, "h", RecordedReports(journal))
-
-
-def is_alone(scene: Scene) -> bool:
-    return os.listdir(scene.disk.parent) == [scene.disk.name]
-
-
-def assert_as_it_was(scene: Scene) -> None:
-    assert scene.disk.read_bytes() == OLD
-    assert is_alone(scene)
-    assert (scene.state, scene.runs_from, scene.metadata) == (RUNNING, OLD, None)
-    assert not scene.forgotten
 
 
 def test_the_guest_runs_from_its_new_disk_and_nothing_of_the_old_one_is_left(
@@ -134,26 +111,6 @@ def test_a_guest_that_stands_still_hears_no_button(
     rebuilds.run(job)
     assert scene.done[3:5] == ["cut", "write"]
     assert scene.runs_from == NEW
-
-
-def test_a_guest_that_somebody_starts_meanwhile_keeps_its_disk(
-    rebuilds: Rebuilds, scene: Scene, job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """QEMU would go on with the old file, whatever has its name."""
-    real, looks = scene.is_active, iter([True, True, True])
-    monkeypatch.setattr(scene, "is_active", lambda: next(looks, None) or real())
-    with pytest.raises(InstanceBusy):
-        rebuilds.run(job)
-    monkeypatch.setattr(scene, "is_active", real)
-    assert scene.disk.read_bytes() == OLD
-    assert is_alone(scene)
-
-
-def fail(error: BaseException) -> Callable[[], None]:
-    def raise_it() -> None:
-        raise error
-
-    return raise_it
 
 
 @pytest.mark.parametrize("what", ["prove image", "build", "button", "write"])
@@ -240,50 +197,6 @@ def test_a_kill_in_any_step_is_put_right_by_the_next_agent(
         assert scene.forgotten
 
 
-def die_in(monkeypatch: pytest.MonkeyPatch, at: str, *, done: bool) -> None:
-    """Let the agent die in a step, and nothing of its own be undone then."""
-
-    def dying(step: rebuild.Step) -> rebuild.Step:
-        def die(run: Any) -> None:
-            if done:
-                step.run(run)
-            raise Killed
-
-        return rebuild.Step(name=step.name, run=die, task_state=step.task_state, final=step.final)
-
-    steps = tuple(dying(step) if step.name == at else step for step in STEPS)
-    monkeypatch.setattr(rebuild, "STEPS", steps)
-    monkeypatch.setattr(Rebuilds, "_undo", lambda *_: None)
-    monkeypatch.setattr(rebuild, "_note_power", lambda *_: None)
-
-
-def next_agent(rebuilds: Rebuilds, journal: Journal, job_id: str) -> None:
-    """Do what recovery does: go on where that is said, else put right."""
-    job = as_journalled(journal, job_id)
-    if rebuild.goes_on(job.entry):
-        rebuilds.run(job)
-    else:
-        assert rebuilds.recover(job) is False
-
-
-def test_one_that_is_cancelled_before_it_goes_on_is_undone(
-    rebuilds: Rebuilds,
-    scene: Scene,
-    job: Job,
-    journal: Journal,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    die_in(monkeypatch, "prove", done=False)
-    with contextlib.suppress(Killed):
-        rebuilds.run(job)
-    monkeypatch.undo()
-    again = as_journalled(journal, job.entry.job_id)
-    again.stop(JobCancelled("enough"))
-    with pytest.raises(JobCancelled):
-        rebuilds.run(again)
-    assert_as_it_was(scene)
-
-
 def test_an_agent_that_dies_when_all_was_put_back_does_not_boot_the_guest_again(
     rebuilds: Rebuilds, scene: Scene, job: Job, journal: Journal
 ) -> None:
@@ -294,20 +207,6 @@ def test_an_agent_that_dies_when_all_was_put_back_does_not_boot_the_guest_again(
     assert rebuilds.recover(as_journalled(journal, job.entry.job_id)) is False
     assert_as_it_was(scene)
     assert scene.starts == starts
-
-
-def test_what_cannot_be_put_back_now_is_put_back_later(
-    rebuilds: Rebuilds, scene: Scene, job: Job, journal: Journal, tmp_path: Path
-) -> None:
-    scene.at["start"] = fail(StillframeError("libvirt is away"))
-    with pytest.raises(StillframeError):
-        rebuilds.run(job)
-    job.finish(CaptureFailed("no"))
-    assert [entry.job_id for entry in journal.unreleased()] == [job.entry.job_id]
-    scene.at.clear()
-    release.give_back_all(tools_of(scene, journal, tmp_path))
-    assert_as_it_was(scene)
-    assert journal.unreleased() == []
 
 
 def test_an_old_disk_that_cannot_be_removed_now_is_removed_later(
@@ -321,16 +220,6 @@ def test_an_old_disk_that_cannot_be_removed_now_is_removed_later(
     release.give_back_all(tools_of(scene, journal, tmp_path))
     assert (is_alone(scene), scene.runs_from) == (True, NEW)
     assert journal.unreleased() == []
-
-
-def test_an_instance_that_goes_meanwhile_leaves_one_disk_and_nothing_beside_it(
-    rebuilds: Rebuilds, scene: Scene, job: Job
-) -> None:
-    gone = fail(InstanceNotFound("the instance no longer exists on its host"))
-    scene.at = {"start": gone, "unwrite": gone}
-    with pytest.raises(InstanceNotFound):
-        rebuilds.run(job)
-    assert (scene.disk.read_bytes(), is_alone(scene)) == (OLD, True)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,13 @@ import pytest
 from common.errors import JobCancelled
 from common.messages import CreateRequest, DeleteRequest, InstanceRef
 from common.states import PowerState
-from compute_agent import spawn
+from compute_agent import release, spawn
 from compute_agent.guest import metadata
 from compute_agent.guest.errors import HypervisorError, HypervisorUnavailable, NetworkNotFound
 from compute_agent.jobs import Job
-from compute_agent.places import PlaceTaken, PlaceUnusable
-from tests.unit.compute_agent.conftest import RecordedReports
+from compute_agent.journal import JournalUnavailable
+from compute_agent.places import Place, PlaceTaken, PlaceUnusable
+from tests.unit.compute_agent.conftest import RecordedReports, wait_for
 from tests.unit.compute_agent.spawn_scene import FLAVOR, IMAGE, UUID, Killed, PlayedGuest, Scene
 
 
@@ -117,8 +119,91 @@ def test_what_no_journal_knows_of_is_swept_if_it_was_never_made(scene: Scene) ->
         scene.places.of(one).make()
     scene.places.of(made).finish()
     (scene.places.root / "an operator's").mkdir()
-    scene.spawns.sweep(frozenset({busy}))
+    assert scene.spawns.sweep(lambda: {busy}) is True
     assert sorted(scene.left()) == sorted([made, busy, "an operator's"])
+
+
+def test_what_could_not_be_removed_is_swept_while_the_agent_runs(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that is tried out would run until the agent's next start."""
+    monkeypatch.setattr(release, "_LOOK_S", 0.01)
+    scene.host.fails = {"start": HypervisorError("no"), "undefine": HypervisorError("no")}
+    with pytest.raises(HypervisorError):
+        scene.spawns.create(scene.job(wish()))
+    again = release.Again(scene.tools, sweep=lambda: scene.spawns.sweep(frozenset))
+    again.start()
+    try:
+        assert scene.left() == [UUID, UUID]
+        scene.host.fails.clear()
+        wait_for(lambda: scene.left() == [])
+    finally:
+        again.stop(time.monotonic() + 5)
+
+
+def test_one_that_is_made_while_others_are_swept_is_left_alone(scene: Scene) -> None:
+    scene.places.of(UUID).make()
+
+    def just_made() -> frozenset[str]:
+        scene.places.of(UUID).finish()
+        return frozenset()
+
+    assert scene.spawns.sweep(just_made) is True
+    assert scene.left() == [UUID]
+
+
+@pytest.mark.parametrize("what", ["mark", "journal"])
+def test_one_that_cannot_be_kept_is_not_said_to_be_made(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """What has the mark is swept at the next start, whatever it holds by then."""
+    with monkeypatch.context() as patch:
+        if what == "mark":
+            patch.setattr(Place, "finish", refuse)
+        else:
+            refuse_release(scene, patch)
+        with pytest.raises((OSError, JournalUnavailable)):
+            scene.spawns.create(scene.job(wish()))
+    assert scene.left() == []
+
+
+def refuse(_place: Place) -> None:
+    raise OSError(5, "Input/output error")
+
+
+def refuse_release(scene: Scene, patch: pytest.MonkeyPatch) -> None:
+    real = scene.journal.begin_step
+
+    def full(job_id: str, step: str, facts: Any) -> None:
+        if step == "release":
+            raise JournalUnavailable("its disk is full")
+        real(job_id, step, facts)
+
+    patch.setattr(scene.journal, "begin_step", full)
+
+
+def test_one_that_the_next_agent_cannot_keep_is_not_said_to_be_made(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.spawns.create(scene.job(wish()))
+    scene.places.of(UUID)._unfinished.touch()
+    scene.again()
+    (entry,) = scene.journal.open_entries()
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "finish", refuse)
+        assert scene.spawns.recover(Job(entry, "host", RecordedReports())) is False
+    assert scene.left() == []
+
+
+def test_files_of_that_id_are_found_before_a_crash_could_have_them_removed(scene: Scene) -> None:
+    scene.places.of(UUID).make()
+    job = scene.job(wish())
+    with pytest.raises(PlaceTaken):
+        scene.spawns.create(job)
+    scene.again()
+    (entry,) = scene.journal.open_entries()
+    scene.spawns.recover(Job(entry, "host", RecordedReports()))
+    assert scene.left() == [UUID]
 
 
 def test_a_network_that_is_not_there_is_found_before_anything_is_done(scene: Scene) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def _killed_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], int
 
         return change
 
-    for owner, name in ((os, "link"), (Path, "rename"), (os, "fsync")):
+    changes = ((os, "link"), (Path, "rename"), (os, "fsync"), (Path, "unlink"), (shutil, "rmtree"))
+    for owner, name in changes:
         monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
     return lambda: made[0]
 
@@ -110,6 +112,20 @@ def test_a_kill_while_it_is_put_back_leaves_the_way_back(
                 swap.put_back()
     swap.put_back()
     assert disk.read_bytes() == OLD
+    assert os.listdir(disk.parent) == [disk.name]
+
+
+def test_as_long_as_something_is_left_so_is_the_room(
+    disk: Path, swap: Swap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By that is known, after a crash, that there is something to do."""
+    for number in (1, 2):
+        with monkeypatch.context() as patch:
+            _killed_at(patch, number)
+            with pytest.raises(Killed):
+                swap.discard()
+        assert swap.room.exists()
+    swap.discard()
     assert os.listdir(disk.parent) == [disk.name]
 
 

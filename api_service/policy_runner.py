@@ -118,9 +118,9 @@ class PolicyRunner:
 
     def look_at(self, run: Run, round_: Round) -> None:
         """Do what can be done now."""
-        policy = self.policies.find(run.policy_id)
+        policy = self.policies.find_readable(run.policy_id)
         if policy is None:
-            return  # its runs are gone, too
+            return  # its runs are gone, too, or wait for who can read it
         caller = caller_of(policy, run)
         with context.bound(caller):
             LOOKS[run.state](self, policy, run, round_)

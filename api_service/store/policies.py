@@ -68,6 +68,13 @@ class Policies:
             row = session.get(PolicyRow, policy_id)
             return policy_rows.policy(row) if row else None
 
+    def find_readable(self, policy_id: str) -> Policy | None:
+        """Return a policy; None also if it cannot be read, which is told of once."""
+        with self._database.read() as session:
+            row = session.get(PolicyRow, policy_id)
+            found = readable("Policy", [row] if row else [], policy_rows.policy)
+            return found[0] if found else None
+
     def page(self, query: PolicyQuery) -> list[Policy]:
         """Return one page of policies, newest first."""
         statement = select(PolicyRow)

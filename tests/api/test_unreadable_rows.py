@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from tests.api.clouds import Cloud
 from tests.api.policy_days import Clock, Days
 from tests.api.rotated import Rotated
 from tests.api.test_keeping_promises import age
+
+DUE = dt.datetime(2026, 3, 3, 2, tzinfo=dt.UTC)
 
 
 def spoil(cloud: Cloud, row: type[Any], named: dict[str, Any], **values: Any) -> None:
@@ -106,6 +109,25 @@ def test_the_scheduler_runs_the_other_policies(
     spoil(cloud, PolicyRow, {"id": odd["id"]}, **values)
     days.nights(1)
     assert days.states(fine) == ["done"]
+
+
+def test_runs_of_a_policy_that_cannot_be_read_wait_and_it_is_told_of_once(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    days = Days(cloud, Clock(monkeypatch))
+    days.add_instance()
+    days.add_instance()
+    made = days.make()
+    days.begin_at(DUE)
+    days.scheduler.round()
+    spoil(cloud, PolicyRow, {"id": made["id"]}, missed="of-another-release")
+    days.finish_all()
+    for _ in range(3):
+        days.scheduler.round()
+    assert [one.exc_info for one in caplog.records if one.levelname == "ERROR"] == [None]
+    spoil(cloud, PolicyRow, {"id": made["id"]}, missed="skip")
+    days.scheduler.round()
+    assert days.states(made) == ["done", "done"]
 
 
 @pytest.mark.parametrize("values", [{"hypervisor": {"odd": 1}}, {"open_jobs": [{"odd": 1}]}])

@@ -140,6 +140,8 @@ def _architecture(instance: Instance) -> str | None:
 
 
 def _require_state(instance: Instance) -> None:
+    if instance.is_unlaunched and instance.vm_state is VmState.ERROR:
+        raise Conflict("Cannot 'rebuild' an instance which has never been active")
     where = f"Cannot 'rebuild' instance {instance.uuid} while it is in"
     if instance.task_state is not None:
         raise Conflict(f"{where} task_state {instance.task_state}")

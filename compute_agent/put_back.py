@@ -44,7 +44,7 @@ def end(
         settle(Swap.from_facts(facts["swap"]), guest, increments)
         return
     swap = Swap.from_facts(facts["swap"])
-    if step in UNTOUCHED or step is None:
+    if step in UNTOUCHED:
         swap.put_back()
         return
     if swap.room.exists():  # else all but the start was done before a crash

@@ -174,6 +174,8 @@ class Rebuilds:
     def recover(self, job: Job) -> bool:
         """Put right what a crash left of a job that is not gone on with; it has failed."""
         entry = job.entry
+        if entry.step is None:
+            return False
         try:
             guest = self._tools.hypervisor.guest(entry.request.instance.uuid)
             put_back.end(entry.step, entry.facts, guest, self._tools.increments)

@@ -40,7 +40,7 @@ _SYNONYMS = {"amd64": "x86_64", "i386": "i686", "i486": "i686", "i586": "i686"}
 
 
 class RebuildRefused(JobFailed):
-    """The instance, as its host has it, cannot be rebuilt; nothing was done to it."""
+    """The instance, as its host has it (by now), cannot be rebuilt; it has its disk as it was."""
 
     code = "rebuild_refused"
 
@@ -200,11 +200,22 @@ def _is_no_file(_guest: Guest, _domain: ET.Element, disk: Disk) -> bool:
 
 
 def _names_what_is_below(_guest: Guest, domain: ET.Element, disk: Disk) -> bool:
-    for element in domain.iterfind("devices/disk"):
-        target = element.find("target")
-        if target is not None and target.get("dev") == disk.target:
-            return element.find("backingStore/source") is not None
-    return False
+    return _has(domain, disk, "backingStore/source")
+
+
+def _is_more_than_a_file(_guest: Guest, domain: ET.Element, disk: Disk) -> bool:
+    odd = ("encryption", "source/encryption", "source/slices")
+    return any(_has(domain, disk, what) for what in odd)
+
+
+def _has(domain: ET.Element, disk: Disk, what: str) -> bool:
+    """Tell whether a disk's element has such a child."""
+    found = domain.find(f"devices/disk/target[@dev='{disk.target}']/..")
+    return found is not None and found.find(what) is not None
+
+
+def _is_called_too_long(_guest: Guest, _domain: ET.Element, disk: Disk) -> bool:
+    return not Swap.has_names(Path(os.path.realpath(disk.path or "")))
 
 
 #: What keeps an instance from being rebuilt, each with the words for it.
@@ -218,6 +229,14 @@ _REFUSALS = (
         "it is suspended to disk; start it first, or have its saved memory removed",
     ),
     (_is_no_file, "its root disk is no file of its host"),
+    (
+        _is_more_than_a_file,
+        "its root disk is encrypted, or a part of a file; a new one would be neither",
+    ),
+    (
+        _is_called_too_long,
+        "the name of its root disk leaves no room for another beside it; give it a shorter one",
+    ),
     (
         lambda guest, _domain, disk: (
             guest.is_active() and guest.source_path(disk.target) != disk.path

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a starting agent does about the jobs that its predecessor left open.
 
-Runs once, before anything is consumed. A job that had not begun is simply
-submitted, and so is one whose frozen view still stands: its upload begins
-again, and a rebuild whose new disk is in its place. Any other is undone by what the
-journal says of it: the guest is resumed if we had paused it, the capture ended, the
-half-made image removed, the old disk put back, and the job ends in `error` with its
-reason; one whose image was already published ends in `done`. Workspaces that no
-entry owns are removed too.
+Runs once, before anything is consumed. A job that had not begun is simply submitted
+(but for a late rebuild, of which its user may have been told that it failed), and so
+is one whose frozen view still stands: its upload begins again, and a rebuild whose
+new disk is in its place. Any other is undone by what the journal says of it: the
+guest is resumed if we had paused it, the capture ended, the half-made image removed,
+the old disk put back, and the job ends in `error` with its reason; one whose image
+was already published ends in `done`. Workspaces that no entry owns are removed too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from common import context
+from common import clock, context
 from common.errors import JobInterrupted
 from common.states import DISK_KINDS, IMAGE_KINDS, QUICK_KINDS, JobKind
 from compute_agent import rebuild, release, take_up
@@ -83,7 +83,9 @@ class Recovery:
         """Tell whether a job has not begun yet, is done in moments, or its view still stands."""
         try:
             is_quick = entry.request.kind in QUICK_KINDS
-            goes_on = entry.step is None or is_quick or rebuild.goes_on(entry)
+            if entry.step is None:
+                return not _is_too_late(entry)
+            goes_on = is_quick or rebuild.goes_on(entry)
             return goes_on or take_up.stands(self._tools, entry)
         except Exception:
             LOG.exception("Job %s cannot be gone on with", entry.job_id)
@@ -119,3 +121,10 @@ class Recovery:
                 continue
             LOG.info("Removing what an ended job left in %s", workspace.scratch.name)
             workspace.remove()
+
+
+def _is_too_late(entry: Entry) -> bool:
+    """Tell whether a job that has not begun must not begin any more: it replaces a disk."""
+    deadline = entry.request.deadline
+    is_late = deadline is not None and deadline < clock.epoch_s()
+    return is_late and entry.request.kind in DISK_KINDS

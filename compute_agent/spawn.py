@@ -269,6 +269,9 @@ def end(tools: Tools, place: Place, is_the_one: Callable[[Guest], bool] = lambda
         if is_the_one(guest):
             guest.cut_power()
             guest.undefine()
+            if guest.is_active():
+                # Somebody started it in between, and would have it run on without a definition.
+                guest.cut_power()
     except InstanceNotFound:
         LOG.debug("There is no domain of instance %s", place.instance_uuid)
     place.remove()

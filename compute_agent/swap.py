@@ -19,12 +19,14 @@ import dataclasses
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 LOG = logging.getLogger(__name__)
 
 _ROOM_MODE = 0o700
+_NAME_MAX = 255
 _BASE_MARK = "stillframe-base"
 #: Of the old file's extended attributes, those that say who may open it.
 _LABELS = ("security.selinux",)
@@ -43,14 +45,21 @@ class Swap:
     @classmethod
     def of(cls, path: Path, job_id: str, *, below: Path | None) -> Swap:
         """Return the change that a job makes to a disk, `below` being what it lies on."""
-        short = job_id.replace("-", "")[:8]
+        digits = job_id.replace("-", "")
+        short, bases = digits[:8], (digits[:8], digits[8:16])
         is_ours = below is not None and below.parent == path.parent and _is_base(path, below)
         return cls(
             path=path,
             room=path.with_name(f"{path.name}.stillframe-{short}"),
-            base=path.with_name(f"{path.name}.{_BASE_MARK}-{short}") if below else None,
+            base=_base_beside(path, bases, below) if below else None,
             old_base=below if is_ours else None,
         )
+
+    @classmethod
+    def has_names(cls, path: Path) -> bool:
+        """Tell whether the names that a change needs fit beside a disk: 255 bytes, as on Linux."""
+        longest = cls.of(path, "0" * 8, below=path).base
+        return longest is None or len(os.fsencode(longest.name)) <= _NAME_MAX
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> Swap:
@@ -115,6 +124,12 @@ class Swap:
             self.base.unlink(missing_ok=True)
         _remove(self.room)
         _sync(self.path.parent)
+
+
+def _base_beside(path: Path, marks: Sequence[str], below: Path) -> Path:
+    """Return a name for a base; one in use already is that of an earlier job of the same id."""
+    names = (path.with_name(f"{path.name}.{_BASE_MARK}-{mark}") for mark in marks)
+    return next(name for name in names if name != below)
 
 
 def _is_base(path: Path, below: Path) -> bool:

@@ -29,6 +29,7 @@ from compute_agent.guest.stamps import EVENTS, Recorder
 LOG = logging.getLogger(__name__)
 
 _LOOP_WAKE_MS = 500
+_NO_SUCH_NETWORK = (libvirt.VIR_ERR_NO_NETWORK, libvirt.VIR_ERR_INVALID_ARG)
 #: libvirt itself waits for ever for a daemon that takes the connection and does not answer.
 _OPEN_TIMEOUT_S = 30.0
 _KIB_PER_MIB = 1024
@@ -115,7 +116,10 @@ class Hypervisor:
             try:
                 return str(look(wanted).name())
             except libvirt.libvirtError as error:
-                LOG.debug("No network %s: %s", wanted, error)
+                # A name that is no id cannot even be asked for as one.
+                if error.get_error_code() not in _NO_SUCH_NETWORK:
+                    with translated("looking for a network"):
+                        raise
         raise NetworkNotFound(f"the instance's host has no network {wanted}")
 
     def disk_paths(self) -> frozenset[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 
 import libvirt
 
@@ -23,6 +25,7 @@ _ADDRESS_SOURCES = (
     libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_ARP,
     libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT,
 )
+_MOST_ADDRESSES = 8
 _LOOPBACK = ("127.", "::1", "fe80:")
 
 
@@ -62,27 +65,42 @@ class Definition(Handle):
     def agent_answers(self) -> bool:
         """Tell whether the guest agent answers a question, within two seconds."""
         try:
-            self._domain.agentSetResponseTimeout(_AGENT_TIMEOUT_S)
-            try:
+            with self._agent_answers_within(_AGENT_TIMEOUT_S):
                 self._domain.getTime()
-            finally:
-                forever = libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
-                self._domain.agentSetResponseTimeout(forever)
         except libvirt.libvirtError as error:
             LOG.debug("The guest agent does not answer: %s", error)
             return False
         return True
 
     def addresses(self) -> tuple[str, ...]:
-        """Return the addresses that the guest's interfaces are known to have."""
+        """Return the first addresses that the guest's interfaces are known to have.
+
+        A guest's agent may say whatever it likes, and as late.
+        """
         found: list[str] = []
         for source in _ADDRESS_SOURCES:
             # One way or another is not there; the others may be.
             with contextlib.suppress(libvirt.libvirtError):
-                interfaces = self._domain.interfaceAddresses(source)
-                found += [
-                    address["addr"]
-                    for interface in interfaces.values()
-                    for address in interface["addrs"] or ()
-                ]
-        return tuple(dict.fromkeys(one for one in found if not one.startswith(_LOOPBACK)))
+                found += self._addresses_by(source)
+        reachable = dict.fromkeys(one for one in found if not one.startswith(_LOOPBACK))
+        return tuple(reachable)[:_MOST_ADDRESSES]
+
+    def _addresses_by(self, source: int) -> list[str]:
+        asks_agent = source == libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT
+        bound = self._agent_answers_within(_AGENT_TIMEOUT_S)
+        with bound if asks_agent else contextlib.nullcontext():
+            interfaces = self._domain.interfaceAddresses(source)
+        return [
+            address["addr"]
+            for interface in interfaces.values()
+            for address in interface["addrs"] or ()
+        ]
+
+    @contextlib.contextmanager
+    def _agent_answers_within(self, timeout_s: float) -> Iterator[None]:
+        """Bound the guest agent's answers; libvirt keeps that for the domain, so put it back."""
+        self._domain.agentSetResponseTimeout(max(1, math.ceil(timeout_s)))
+        try:
+            yield
+        finally:
+            self._domain.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)

@@ -7,11 +7,9 @@ in a tenant's words; libvirt's own are in the log.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import libvirt
 
@@ -93,15 +91,6 @@ class Guest(BackupJobs, Overlays, Power, Definition):
         """Have the guest agent thaw the file systems; return how many it says were frozen."""
         with translated("thawing its file systems"), self._agent_answers_within(timeout_s):
             return int(self._domain.fsThaw())
-
-    @contextlib.contextmanager
-    def _agent_answers_within(self, timeout_s: float) -> Iterator[None]:
-        """Bound the guest agent's answers; libvirt keeps that for the domain, so put it back."""
-        self._domain.agentSetResponseTimeout(max(1, math.ceil(timeout_s)))
-        try:
-            yield
-        finally:
-            self._domain.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
 
     def write_latency(self) -> WriteLatency:
         """Return what libvirt has counted of the guest's own writes, all disks together."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 
@@ -24,6 +25,8 @@ NOVA_NAMESPACES = (
 #: Says of an instance that it is ours alone, for a while, and to be shown to nobody.
 THROW_AWAY = "throwAway"
 _KIB_PER_MIB = 1024
+#: What XML 1.0 has no way to say.
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 #: The element's prefix, by its namespace: what people read in the definition.
 _PREFIXES = dict.fromkeys(NOVA_NAMESPACES, "nova") | {OUR_NAMESPACE: "stillframe"}
 
@@ -98,13 +101,18 @@ def with_image(
     image = ET.SubElement(changed, name("image"), uuid=image_id)
     properties = ET.SubElement(image, name("imageProperties"))
     for key, value in sorted(image_properties.items()):
-        ET.SubElement(properties, name("property"), name=key).text = value
+        ET.SubElement(properties, name("property"), name=as_text(key)).text = as_text(value)
     return MetadataChange(
         namespace=namespace,
         prefix=_PREFIXES[namespace],
         before=None if found is None else _plain(found, namespace),
         after=_plain(changed, namespace),
     )
+
+
+def as_text(text: str) -> str:
+    """Return what XML can say of a word from outside; libvirt refuses all else."""
+    return _NO_XML.sub("\ufffd", text)
 
 
 def flavor_of(domain: ET.Element, root_bytes: int) -> Flavor:

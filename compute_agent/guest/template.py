@@ -15,14 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.reports import Flavor
-from compute_agent.guest.metadata import OUR_NAMESPACE, THROW_AWAY, Owner
+from compute_agent.guest.metadata import OUR_NAMESPACE, THROW_AWAY, Owner, as_text
 
 #: Properties of an image that say what its guest expects, and the values that we can give it.
 _BUSES: dict[str, str] = {"virtio": "vda", "scsi": "sda", "sata": "sda", "ide": "hda"}
 _VIF_MODELS = frozenset({"virtio", "e1000", "e1000e", "rtl8139"})
 _MACHINE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
-#: What XML 1.0 has no way to say.
-_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 _TEMPLATE = """\
 <domain>
@@ -79,8 +77,8 @@ def instance_metadata(
 ) -> ET.Element:
     """Return what says whose an instance is and what it was made of."""
     instance = _element("instance")
-    _add(instance, "name").text = _text(name)
-    size = _add(instance, "flavor", name=_text(flavor.name))
+    _add(instance, "name").text = as_text(name)
+    size = _add(instance, "flavor", name=as_text(flavor.name))
     for key, figure in (
         ("memory", flavor.memory_mib),
         ("disk", flavor.disk_gib),
@@ -90,12 +88,14 @@ def instance_metadata(
     ):
         _add(size, key).text = str(figure)
     belongs = _add(instance, "owner")
-    _add(belongs, "user", uuid=_text(owner.user_id)).text = _text(owner.user_name or "")
-    _add(belongs, "project", uuid=_text(owner.project_id)).text = _text(owner.project_name or "")
+    _add(belongs, "user", uuid=as_text(owner.user_id)).text = as_text(owner.user_name or "")
+    _add(belongs, "project", uuid=as_text(owner.project_id)).text = as_text(
+        owner.project_name or ""
+    )
     _add(instance, "root", type="image", uuid=image_id)
     properties = _add(_add(instance, "image"), "imageProperties")
     for key, value in sorted(image_properties.items()):
-        _add(properties, "property", name=_text(key)).text = _text(value)
+        _add(properties, "property", name=as_text(key)).text = as_text(value)
     return instance
 
 
@@ -177,7 +177,3 @@ def _element(name: str, **attributes: str) -> ET.Element:
 
 def _add(parent: ET.Element, tag: str, /, **attributes: str) -> ET.Element:
     return ET.SubElement(parent, f"{{{OUR_NAMESPACE}}}{tag}", attributes)
-
-
-def _text(text: str) -> str:
-    return _NO_XML.sub("\ufffd", text)

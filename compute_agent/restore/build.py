@@ -12,14 +12,16 @@ from pathlib import Path
 
 from common import qemu_img
 from compute_agent.restore.errors import ImageTooLarge
-from compute_agent.restore.fetch import require_room
 from compute_agent.restore.model import BuiltDisk, DiskWish, ProvenImage, RestoreSettings, Work
+from compute_agent.restore.room import Rooms
 from compute_agent.restore.tool import Tool
 
 LOG = logging.getLogger(__name__)
 
 
-def build(job: Work, proven: ProvenImage, wish: DiskWish, settings: RestoreSettings) -> BuiltDisk:
+def build(
+    job: Work, proven: ProvenImage, wish: DiskWish, settings: RestoreSettings, rooms: Rooms
+) -> BuiltDisk:
     """Make the disk; see `Restorer.build` for what is promised and raised."""
     if proven.virtual_bytes > wish.size_bytes:
         raise ImageTooLarge(
@@ -32,7 +34,7 @@ def build(job: Work, proven: ProvenImage, wish: DiskWish, settings: RestoreSetti
             # Not ours to overwrite, nor to remove below.
             raise FileExistsError(f"{path} exists")
     try:
-        _place(job, proven, wish, settings)
+        _place(job, proven, wish, settings, rooms)
         if wish.base_path is not None:
             qemu_img.create_overlay(
                 wish.path,
@@ -57,7 +59,9 @@ def build(job: Work, proven: ProvenImage, wish: DiskWish, settings: RestoreSetti
     )
 
 
-def _place(job: Work, proven: ProvenImage, wish: DiskWish, settings: RestoreSettings) -> None:
+def _place(
+    job: Work, proven: ProvenImage, wish: DiskWish, settings: RestoreSettings, rooms: Rooms
+) -> None:
     """Put the image's data where they belong, in the right format, and grow one whole disk."""
     target, target_format = wish.path, wish.format
     if wish.base_path is not None:
@@ -67,11 +71,11 @@ def _place(job: Work, proven: ProvenImage, wish: DiskWish, settings: RestoreSett
     else:
         tool = Tool(proven.image.id, settings, job)
         needed_bytes = tool.measure(proven.path, proven.format)
-        require_room(target.parent, needed_bytes, settings, proven.image)
-        LOG.info("Converting image %s, %s, to %s", proven.image.id, proven.format, target_format)
-        # A raw file is as long as the disk, whatever of it is a hole.
-        most_bytes = proven.virtual_bytes if target_format == "raw" else needed_bytes
-        tool.convert(proven.path, proven.format, target, target_format, most_bytes=most_bytes)
+        with rooms.promised(target.parent, [target], needed_bytes, proven.image):
+            LOG.info("Converting image %s to %s", proven.image.id, target_format)
+            # A raw file is as long as the disk, whatever of it is a hole.
+            most_bytes = proven.virtual_bytes if target_format == "raw" else needed_bytes
+            tool.convert(proven.path, proven.format, target, target_format, most_bytes=most_bytes)
         proven.path.unlink()
     if wish.base_path is None and proven.virtual_bytes < wish.size_bytes:
         qemu_img.grow(target, target_format, wish.size_bytes)

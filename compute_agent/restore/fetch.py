@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import shutil
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from common.glance import Image, ImageService, ImageServiceUnavailable
 from compute_agent.restore.inspection import Inspection, Verdict
 from compute_agent.restore.model import RestoreSettings, Work
 from compute_agent.restore.progress import Told
+from compute_agent.restore.room import Rooms
 from compute_agent.stream.ahead import Ahead, Buffer
 from compute_agent.stream.progress import Meter
 from compute_agent.stream.throttle import Throttle, Throttles
@@ -52,6 +52,7 @@ class Fetcher:
         images: ImageService,
         throttle: Throttle,
         settings: RestoreSettings,
+        rooms: Rooms,
         job: Work,
         told: Told,
         *,
@@ -60,6 +61,7 @@ class Fetcher:
         self._images = images
         self._throttle = Throttles(throttle, job.throttle)
         self._settings = settings
+        self._rooms = rooms
         self._job = job
         self._told = told
         self._most_bytes = most_bytes
@@ -128,7 +130,7 @@ class Fetcher:
             meter.add(len(buffer))
             if written - looked_at >= _LOOK_BYTES:
                 looked_at = written
-                require_room(Path(file.name).parent, 0, self._settings, image)
+                self._rooms.require(Path(file.name).parent, 0, image)
         file.truncate(written)
 
 
@@ -197,23 +199,6 @@ class _Pass:
             for digest, _ in self._hashes.values():
                 digest.update(buffer)
             yield buffer
-
-
-def require_room(
-    directory: Path, needed_bytes: int, settings: RestoreSettings, image: Image
-) -> None:
-    """Raise NoRoom unless so much can be written there and the reserve still be free."""
-    free_bytes = shutil.disk_usage(directory).free
-    if free_bytes - needed_bytes < settings.min_free_bytes:
-        LOG.error(
-            "%s has %d MiB free; image %s needs %d, and [restore] min_free keeps %d",
-            directory,
-            free_bytes >> 20,
-            image.id,
-            needed_bytes >> 20,
-            settings.min_free_bytes >> 20,
-        )
-        raise NoRoom(f"the host has too little free space for image {image.id}; try again later")
 
 
 def _hashes(image: Image) -> dict[str, tuple[hashlib._Hash, str]]:

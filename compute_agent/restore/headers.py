@@ -61,6 +61,7 @@ class Qcow2Header:
             self.version >= 3
             and self.cluster_bits >= _MIN_DISK_CLUSTER_BITS
             and not self.incompatible_features & ~_COMPRESSION_TYPE
+            and not self.compatible_features
             and not self.autoclear_features
             and not self.nb_snapshots
             and self.refcount_order == _USUAL_REFCOUNT_ORDER

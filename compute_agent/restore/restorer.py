@@ -17,7 +17,7 @@ from common import flatten
 from common.glance import Image, ImageService
 from common.states import TaskState
 from compute_agent.restore import build, source
-from compute_agent.restore.fetch import Fetcher, require_room
+from compute_agent.restore.fetch import Fetcher
 from compute_agent.restore.inspection import Verdict
 from compute_agent.restore.model import (
     BuiltDisk,
@@ -27,6 +27,7 @@ from compute_agent.restore.model import (
     Work,
 )
 from compute_agent.restore.progress import Told
+from compute_agent.restore.room import Rooms
 from compute_agent.restore.tool import Tool
 from compute_agent.stream.throttle import Throttle
 
@@ -40,6 +41,7 @@ class Restorer:
         self._images = images
         self._throttle = throttle
         self._settings = settings
+        self._rooms = Rooms(settings.min_free_bytes)
 
     def prove(
         self,
@@ -68,7 +70,6 @@ class Restorer:
         most_bytes = min(most_bytes, self._settings.max_virtual_bytes)
         chain = source.look(self._images, image_id, self._settings, most_bytes=most_bytes)
         total = sum(image.size_bytes or 0 for image in chain)
-        require_room(directory, total, self._settings, chain[0])
         told = Told(
             job,
             task_state,
@@ -76,10 +77,18 @@ class Restorer:
             log_interval_s=self._settings.progress_log_interval_s,
         )
         fetcher = Fetcher(
-            self._images, self._throttle, self._settings, job, told, most_bytes=most_bytes
+            self._images,
+            self._throttle,
+            self._settings,
+            self._rooms,
+            job,
+            told,
+            most_bytes=most_bytes,
         )
+        files = [directory / image.id for image in chain]
         try:
-            return self._proven(job, chain, directory, fetcher)
+            with self._rooms.promised(directory, files, total, chain[0]):
+                return self._proven(job, chain, directory, fetcher)
         except BaseException:
             _empty(directory)
             raise
@@ -96,7 +105,7 @@ class Restorer:
         UnsafeImage (qemu-img cannot read the image within its limits), QemuImgError,
         and the job's own reason.
         """
-        return build.build(job, proven, wish, self._settings)
+        return build.build(job, proven, wish, self._settings, self._rooms)
 
     def _proven(
         self, job: Work, chain: list[Image], directory: Path, fetcher: Fetcher

@@ -33,6 +33,12 @@ def look(
             f"image {image.id} asks for a disk of {image.min_disk_gib} GiB, and this one has "
             f"{most_bytes / _GIB:.2f} GiB"
         )
+    if (image.virtual_bytes or 0) > most_bytes:
+        # As Glance has seen it; what it turns out to be is compared as well.
+        raise ImageTooLarge(
+            f"image {image.id} holds a disk of {image.virtual_bytes} bytes, and there is room for "
+            f"{most_bytes}"
+        )
     if flatten.PARENT_PROPERTY not in image.properties:
         return [image]
     # An increment: the rules for what it may lie on are flatten's.

@@ -128,6 +128,17 @@ def test_without_room_anywhere_it_is_in_error_at_once(
     assert delete(cloud, server_id).status_code == 204
 
 
+def test_one_that_never_was_is_not_rebuilt(cloud: Cloud, image: str) -> None:
+    cloud.flavors["small"] = Flavor(name="small", vcpus=1000, memory_mib=64, disk_gib=1)
+    server_id = made(cloud, image)
+    reply = cloud.act(server_id, {"rebuild": {"imageRef": image}})
+    assert (reply.status_code, message_of(reply)) == (
+        409,
+        "Cannot 'rebuild' an instance which has never been active",
+    )
+    assert cloud.task_state(server_id) is None
+
+
 def test_a_host_fills_up_and_another_is_chosen(cloud: Cloud, image: str) -> None:
     cloud.flavors["small"] = Flavor(name="small", vcpus=1, memory_mib=9000, disk_gib=1)
     cloud.announce(host="compute-2")

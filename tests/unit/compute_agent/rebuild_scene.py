@@ -50,6 +50,7 @@ class Scene:
         self.persistent, self.saved_memory = True, False
         self.arch = "x86_64"
         self.source = "file"
+        self.more_of_disk = self.more_of_source = ""
         self.runs_on = ""
         self.metadata: str | None = None
         self.forgotten = False
@@ -71,8 +72,9 @@ class Scene:
             f"<domain><os><type arch='{self.arch}'>hvm</type></os>"
             f"<metadata>{self.metadata or ''}</metadata>"
             f"<devices><disk type='{self.source}'><driver type='raw'/>"
-            f"<source {'dev' if self.source == 'block' else 'file'}='{self.disk}'/>"
-            "<target dev='vda'/></disk></devices></domain>"
+            f"<source {'dev' if self.source == 'block' else 'file'}='{self.disk}'>"
+            f"{self.more_of_source}</source>"
+            f"<target dev='vda'/>{self.more_of_disk}</disk></devices></domain>"
         )
 
     def is_persistent(self) -> bool:

@@ -229,6 +229,10 @@ def test_an_old_disk_that_cannot_be_removed_now_is_removed_later(
         ("saved_memory", True, "suspended to disk"),
         ("source", "block", "no file"),
         ("runs_on", "/overlay", "another disk"),
+        ("more_of_source", "<encryption format='luks'/>", "encrypted"),
+        ("more_of_disk", "<encryption format='luks'/>", "encrypted"),
+        ("more_of_source", "<slices><slice type='storage' offset='1' size='2'/></slices>", "part"),
+        ("more_of_disk", "<backingStore><source file='/b'/></backingStore>", "files below"),
     ],
 )
 def test_what_cannot_be_rebuilt_is_refused_before_anything_is_done(
@@ -238,6 +242,18 @@ def test_what_cannot_be_rebuilt_is_refused_before_anything_is_done(
     with pytest.raises(RebuildRefused, match=words):
         rebuilds.run(job)
     assert scene.done == ["find"]
+
+
+def test_a_disk_beside_which_no_other_can_be_called_is_refused(
+    rebuilds: Rebuilds, scene: Scene, job: Job
+) -> None:
+    """Nothing could be undone either where the name of what there is to remove is too long."""
+    scene.disk = scene.disk.rename(scene.disk.with_name("d" * 231))
+    with pytest.raises(RebuildRefused, match="shorter"):
+        rebuilds.run(job)
+    scene.disk = scene.disk.rename(scene.disk.with_name("d" * 230))
+    rebuilds.run(new_job(rebuilds._tools.journal))
+    assert scene.runs_from == NEW
 
 
 def test_an_image_for_another_processor_is_refused_before_the_guest_hears_of_it(

@@ -7,11 +7,12 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from common import qemu_img
+from common import clock, qemu_img
 from common.errors import (
     CaptureFailed,
     InstanceBusy,
@@ -24,7 +25,7 @@ from common.states import JobKind
 from compute_agent import release
 from compute_agent.guest.errors import HypervisorUnavailable
 from compute_agent.jobs import Job, Jobs
-from compute_agent.journal import Journal, JournalUnavailable
+from compute_agent.journal import Entry, Journal, JournalUnavailable
 from compute_agent.power import Powers
 from compute_agent.rebuild import Rebuilds
 from compute_agent.rebuild_run import RebuildRefused
@@ -313,4 +314,24 @@ def test_a_rebuild_that_recovery_stumbles_over_is_come_back_to(
     jobs, reports = cast(Jobs, None), RecordedReports(journal)
     Recovery(undo, host="h", tools=tools, jobs=jobs, reports=reports).start()
     release.give_back_all(tools)
+    assert_as_it_was(scene)
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_a_rebuild_that_had_not_begun_begins_after_an_outage_only_in_time(
+    rebuilds: Rebuilds, scene: Scene, journal: Journal, tmp_path: Path, is_late: bool
+) -> None:
+    """After an hour its user has been told that it failed, and may count on the old disk."""
+    new_job(journal, deadline=clock.epoch_s() + (-1 if is_late else 60))
+    submitted: list[Entry] = []
+    jobs = cast(Jobs, SimpleNamespace(submit=submitted.append))
+    Recovery(
+        {JobKind.REBUILD: rebuilds.recover},
+        host="h",
+        tools=tools_of(scene, journal, tmp_path),
+        jobs=jobs,
+        reports=RecordedReports(journal),
+    ).start()
+    assert (len(submitted), len(journal.open_entries())) == ((0, 0) if is_late else (1, 1))
+    assert journal.unreleased() == []
     assert_as_it_was(scene)

@@ -268,6 +268,22 @@ def test_a_deleted_one_leaves_nothing(scene: Scene) -> None:
     assert scene.host.forgotten == [UUID]
 
 
+def test_one_that_is_started_while_it_is_deleted_does_not_run_on(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.spawns.create(scene.job(wish()))
+    guest, real = scene.host.guests[UUID], PlayedGuest.undefine
+
+    def race(guest: PlayedGuest) -> None:
+        guest.start()
+        real(guest)
+
+    monkeypatch.setattr(PlayedGuest, "undefine", race)
+    delete(scene)
+    assert not guest.is_on
+    assert scene.left() == []
+
+
 def test_one_that_is_not_there_is_deleted(scene: Scene) -> None:
     delete(scene)
     assert scene.left() == []

@@ -139,6 +139,25 @@ def test_only_a_base_that_a_rebuild_has_made_for_this_disk_goes_with_it(disk: Pa
     assert Swap.of(disk, JOB, below=None).base is None
 
 
+def test_a_job_id_that_comes_again_costs_the_disk_no_base(disk: Path, swap: Swap) -> None:
+    """The journal remembers ids for a week; whoever casts may choose his own."""
+    swap.swap()
+    swap.settle()
+    assert swap.base is not None
+    for _ in range(3):
+        again = Swap.of(disk, JOB, below=swap.base)
+        again.make_room()
+        assert swap.base.read_bytes() == BASE
+        assert again.old_base == swap.base
+        assert again.base not in (None, swap.base)
+        again.new.write_bytes(NEW)
+        again.base.write_bytes(BASE)
+        again.swap()
+        again.settle()
+        assert sorted(os.listdir(disk.parent)) == sorted([disk.name, again.base.name])
+        swap = again
+
+
 def test_what_an_earlier_try_left_in_the_room_is_removed(disk: Path) -> None:
     swap = Swap.of(disk, JOB, below=None)
     swap.make_room()

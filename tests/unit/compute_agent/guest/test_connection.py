@@ -15,7 +15,7 @@ import pytest
 from common.errors import InstanceNotFound, StillframeError
 from compute_agent.guest import connection
 from compute_agent.guest.connection import Hypervisor
-from compute_agent.guest.errors import HypervisorError, HypervisorUnavailable
+from compute_agent.guest.errors import HypervisorError, HypervisorUnavailable, NetworkNotFound
 
 URI = "qemu+unix:///system?socket=/run/secret/libvirt-sock"
 UUID = "5b7a1ad4-0000-4000-8000-000000000000"
@@ -106,3 +106,22 @@ def test_a_libvirt_that_takes_the_connection_and_does_not_answer_is_not_waited_f
                 hypervisor.connection()
         assert threading.active_count() == before + 1, "the first is still waited for"
     assert "does not answer within" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"),
+    [
+        (failure(libvirt.VIR_ERR_NO_NETWORK), NetworkNotFound),
+        (failure(libvirt.VIR_ERR_INVALID_ARG), NetworkNotFound),
+        (failure(libvirt.VIR_ERR_RPC, libvirt.VIR_FROM_RPC), HypervisorUnavailable),
+    ],
+)
+def test_a_network_is_only_missing_if_libvirt_says_so(
+    hypervisor: Hypervisor,
+    monkeypatch: pytest.MonkeyPatch,
+    error: libvirt.libvirtError,
+    becomes: type[StillframeError],
+) -> None:
+    monkeypatch.setattr(hypervisor, "_connection", Connection(error))
+    with pytest.raises(becomes):
+        hypervisor.network_name("lan")

@@ -63,6 +63,20 @@ def test_another_image_is_written_where_the_old_one_stood_and_taken_back(
         assert metadata.read(guest.definition()) == before
 
 
+def test_a_property_that_xml_cannot_say_does_not_keep_libvirt_from_the_others(
+    connection: libvirt.virConnect,
+) -> None:
+    """It is written while the guest is off: too late to find out."""
+    guest = defined(connection, "")
+    odd = {"hw_new\x01": "a\x00b", "hw_half": "\ud800", "os_type": "linux <&>"}
+    guest.write_metadata(metadata.with_image(guest.definition(), "i-2", odd))
+    assert metadata.read(guest.definition()).image_properties == {
+        "hw_new\ufffd": "a\ufffdb",
+        "hw_half": "\ufffd",
+        "os_type": "linux <&>",
+    }
+
+
 def test_a_domain_without_metadata_gets_some_and_loses_it_again(
     connection: libvirt.virConnect,
 ) -> None:
@@ -93,6 +107,8 @@ class Answers:
     def __init__(self, *, agent: bool) -> None:
         self.agent = agent
         self.timeouts: list[int] = []
+        self.asked: list[tuple[int, list[int]]] = []
+        self.more = 0
 
     def connect(self) -> Answers:
         return self
@@ -117,7 +133,9 @@ class Answers:
     def interfaceAddresses(self, source: int) -> dict[str, Any]:
         if source == libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_ARP:
             raise libvirt.libvirtError("not here")
+        self.asked.append((source, self.timeouts[-1:]))
         found = ["192.0.2.7", "127.0.0.1", "fe80::1"]
+        found += [f"198.51.100.{number}" for number in range(self.more)]
         return {"vnet0": {"addrs": [{"addr": one} for one in found]}, "vnet1": {"addrs": None}}
 
 
@@ -132,3 +150,12 @@ def test_an_agent_is_asked_in_bounded_time_and_its_bound_is_put_back(answers: bo
 def test_only_addresses_that_can_be_reached_are_told_each_once() -> None:
     domain = Answers(agent=True)
     assert Definition(domain, lambda _: domain).addresses() == ("192.0.2.7",)
+
+
+def test_an_agent_that_keeps_silent_or_talks_too_much_holds_nobody_up() -> None:
+    domain = Answers(agent=True)
+    domain.more = 1000
+    assert len(Definition(domain, lambda _: domain).addresses()) == 8
+    agent = libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT
+    assert dict(domain.asked)[agent] == [2]
+    assert domain.timeouts[-1] == libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK

@@ -18,7 +18,7 @@ import pytest
 from common.errors import JobCancelled
 from common.glance import Image, ImageNotFound
 from common.states import TaskState
-from compute_agent.restore import fetch
+from compute_agent.restore import room
 from compute_agent.restore.model import RestoreSettings
 from compute_agent.stream.throttle import Throttle
 
@@ -144,4 +144,4 @@ def described(path: Path, image_format: str) -> dict[str, object]:
 
 def leave(free_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": free_bytes})
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage)

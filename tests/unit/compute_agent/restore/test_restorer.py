@@ -131,6 +131,7 @@ def test_an_increment_without_its_parent_is_no_disk(
         ({"disk_format": None}, UnusableImage, "format None"),
         ({"size_bytes": 0}, UnusableImage, "empty"),
         ({"min_disk_gib": 1}, ImageTooLarge, "asks for a disk of 1 GiB"),
+        ({"virtual_bytes": SIZE + 1}, ImageTooLarge, f"holds a disk of {SIZE + 1} bytes"),
     ],
     ids=lambda value: str(value),
 )
@@ -159,6 +160,45 @@ def test_a_disk_is_never_larger_than_the_operator_allows(
     shelf.put(qcow2(tmp_path / "large", size=(1 << 40) + MIB))
     with pytest.raises(ImageTooLarge):
         prove(most_bytes=1 << 50)
+
+
+def test_a_disk_with_lazy_counts_is_made_anew(shelf: Shelf, prove: Prove, tmp_path: Path) -> None:
+    path = tmp_path / "lazy"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", path, str(SIZE))
+    shelf.put(path)
+    assert not prove().is_disk
+
+
+def test_what_one_restore_was_promised_is_not_there_for_another(
+    shelf: Shelf,
+    prove: Prove,
+    restorer: Restorer,
+    errand: Errand,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing of the first is written yet when the second looks at the free space."""
+    shelf.put(bytes(2 * MIB), "raw")
+    shelf.put(bytes(2 * MIB), "raw", id=PARENT)
+    leave(SETTINGS.min_free_bytes + 3 * MIB, monkeypatch)
+
+    def other() -> None:
+        directory = tmp_path / "other room"
+        directory.mkdir(exist_ok=True)
+        restorer.prove(errand, PARENT, directory, most_bytes=SIZE, task_state=None)
+
+    refused = []
+
+    def amid_the_first(_number: int) -> None:
+        shelf.passing = lambda _: None
+        with pytest.raises(NoRoom, match="try again later"):
+            other()
+        refused.append(PARENT)
+
+    shelf.passing = amid_the_first
+    prove()
+    assert refused == [PARENT]
+    other()
 
 
 def test_nothing_is_fetched_where_there_is_no_room(

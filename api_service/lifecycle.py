@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import itertools
 import logging
 import secrets
 import string
@@ -123,17 +124,17 @@ class Lifecycle:
 
         def make(count: int) -> list[NewJob]:
             newborn = [
-                _newborn(caller, _one_of(wish, index, count), flavor, image, host)
+                dataclasses.replace(
+                    _newborn(caller, _one_of(wish, index, count), flavor, image, host),
+                    reservation_id=reservation_id,
+                    launch_index=index,
+                )
                 for index, host in enumerate(hosts[:count])
             ]
+            ids = itertools.chain([job_id], itertools.repeat(None))
             return [
-                self._creation(
-                    caller,
-                    dataclasses.replace(one, reservation_id=reservation_id, launch_index=index),
-                    wish,
-                    job_id if index == 0 else None,
-                )
-                for index, one in enumerate(newborn)
+                self._creation(caller, one, wish, own_id)
+                for one, own_id in zip(newborn, ids, strict=False)
             ]
 
         wanted = Wanted(project_id=caller.project_id, least=wish.least, most=len(hosts))

@@ -86,6 +86,8 @@ class Instance:
     fault: str | None = None
     made_here: bool = False
     launched_at: dt.datetime | None = None
+    reservation_id: str = ""
+    launch_index: int = 0
     job_id: str | None
     progress: int
     created_at: dt.datetime

@@ -45,6 +45,7 @@ ON_EVERY_DATABASE = frozenset(
         "test_rotation",
         "test_rotation_failures",
         "test_server_lists",
+        "test_several_servers",
     )
 )
 SQLITE = "sqlite"

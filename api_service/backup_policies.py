@@ -21,7 +21,7 @@ from api_service.store.instance_lists import InstanceQuery
 from api_service.store.inventory import Inventory
 from api_service.store.policies import Policies
 from api_service.store.policy_records import Missed, Policy, Retention, Run, RunState
-from api_service.store.policy_runs import PolicyRuns, RunQuery
+from api_service.store.policy_runs import PolicyRuns
 from api_service.store.records import Instance
 from common import clock
 from common.context import RequestContext
@@ -118,7 +118,7 @@ class BackupPolicies:
         Those that such a run waits for already are left out. Raises Conflict if
         there are no others.
         """
-        now, waiting = clock.now(), self._waited_for(policy)
+        now, waiting = clock.now(), self.runs.waited_for(policy.id)
         runs = [
             new_run(policy, instance, due_at=now, give_up_at=now + _MANUAL_WAIT, manual=True)
             for instance in self.instances_of(policy)
@@ -137,10 +137,6 @@ class BackupPolicies:
         """Return the instances that a policy means now, of its project alone."""
         is_meant = _test_of(policy.instances)
         return [one for one in self._instances(policy) if is_meant(one)]
-
-    def _waited_for(self, policy: Policy) -> set[str]:
-        query = RunQuery(policy_id=policy.id, states=(RunState.WAITING,), manual=True)
-        return {run.instance_uuid for run in self.runs.page(query)}
 
     def _instances(self, policy: Policy) -> Iterator[Instance]:
         query = InstanceQuery(

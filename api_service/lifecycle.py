@@ -2,28 +2,31 @@
 """The use cases "a new instance of this image" and "delete this instance": no HTTP, no SQL.
 
 A new one: check → choose a host → record the instance and its job → let the dispatcher
-cast. From then on it exists; where no host can have it, or making it fails, it is in
-error and says why, until it is deleted.
+cast; several of one request the same way, all or none. From then on it exists; where
+no host can have it, or making it fails, it is in error and says why, until it is deleted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import itertools
 import logging
+import secrets
+import string
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from api_service import image_checks
 from api_service.agents import Agents
-from api_service.errors import BadRequest, Forbidden
+from api_service.errors import BadRequest, Conflict, Forbidden
 from api_service.image_checks import Fit, ImageLooks
 from api_service.placement import Placement
 from api_service.quotas import Quotas
 from api_service.store.inventory import Inventory
 from api_service.store.ledger import Ledger
-from api_service.store.lifecycles import Lifecycles
+from api_service.store.lifecycles import Lifecycles, Wanted
 from api_service.store.records import Instance, Job, NewJob
 from common import clock
 from common.context import RequestContext
@@ -42,6 +45,7 @@ _NOT_OF_INSTANCES = frozenset(
     owner_user_name user_id backup_type
     """.split()  # noqa: SIM905 # as words it can be read
 )
+_NAME_MAX = 255
 _OURS = ("stillframe_", "os_glance", "os_hash")
 
 
@@ -58,6 +62,17 @@ class ServerWish:
     fields: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     #: It shall be there and nowhere else.
     host: str | None = None
+    #: How many there shall be, and how many more if they fit.
+    least: int = 1
+    most: int = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What came of a wish: the jobs, one for each instance, and what they have in common."""
+
+    reservation_id: str
+    jobs: list[Job]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +102,13 @@ class Lifecycle:
         *,
         is_admin: bool,
         job_id: str | None = None,
-    ) -> Job:
-        """Record a new instance and the job that makes it, which the caller has cast.
+    ) -> Made:
+        """Record new instances and the jobs that make them, which the caller has cast.
 
-        It takes `job_id` for its own, if one is given; the caller sees to it that it is new.
-        It has ended already where no host has room: the instance is in error. Raises
-        BadRequest, Forbidden, OverQuota or ImageServiceUnavailable; then there is nothing.
+        It takes `job_id` for the first one's, if one is given; the caller sees to it that it
+        is new. Where one instance is enough and no host has room even for that, its job has
+        ended already: it is in error. Raises BadRequest, Forbidden, OverQuota, Conflict (there
+        is room for fewer than asked for) or ImageServiceUnavailable; then there is nothing.
         """
         flavor = self.flavors.get(wish.flavor_id)
         if flavor is None:
@@ -103,28 +119,69 @@ class Lifecycle:
         image = image_checks.usable_image(
             self.images, caller, wish.image_id, Fit(flavor=flavor), is_admin=is_admin, use="create"
         )
+        hosts = self._hosts(flavor, wish)
+        reservation_id = _new_reservation_id()
+
+        def make(count: int) -> list[NewJob]:
+            newborn = [
+                dataclasses.replace(
+                    _newborn(caller, _one_of(wish, index, count), flavor, image, host),
+                    reservation_id=reservation_id,
+                    launch_index=index,
+                )
+                for index, host in enumerate(hosts[:count])
+            ]
+            ids = itertools.chain([job_id], itertools.repeat(None))
+            return [
+                self._creation(caller, one, wish, own_id)
+                for one, own_id in zip(newborn, ids, strict=False)
+            ]
+
+        wanted = Wanted(project_id=caller.project_id, least=wish.least, most=len(hosts))
+        jobs = self.lifecycles.enter(wanted, make, self.most_instances)
+        told = [self._told(caller, job, flavor, wish) for job in jobs]
+        return Made(reservation_id=reservation_id, jobs=told)
+
+    def _hosts(self, flavor: Flavor, wish: ServerWish) -> list[str | None]:
+        """Return a host for each instance that there may be; None: the only one has none.
+
+        Raises BadRequest for a network that no host has, Conflict where there is too little room.
+        """
         if unknown := self.placement.unknown(wish.networks, wish.host):
             raise BadRequest(f"Network {unknown} could not be found.")
-        host = self.placement.choose(flavor, wish.host, wish.networks)
-        instance = _newborn(caller, wish, flavor, image, host)
+        hosts = self.placement.choose_many(flavor, wish.most, wish.host, wish.networks)
+        if len(hosts) >= wish.least:
+            return [*hosts]
+        if wish.least == 1:
+            return [None]
+        raise Conflict(
+            f"There is room for {len(hosts)} of at least {wish.least} servers now; "
+            "ask for fewer, or again later."
+        )
+
+    def _creation(
+        self, caller: RequestContext, instance: Instance, wish: ServerWish, job_id: str | None
+    ) -> NewJob:
         options = {
             "name": instance.name,
-            "flavor": flavor.to_wire(),
+            "flavor": instance.flavor.to_wire(),
             "networks": list(wish.networks),
             "image_properties": instance.image_properties,
         }
         own_id = {"id": job_id} if job_id else {}
-        more = {"image_id": image.id, "castable": host is not None, "options": options, **own_id}
-        new = self._job(caller, JobKind.CREATE, instance, **more)
-        job = self.lifecycles.enter(new, self.most_instances)
-        caller.resource_uuid = instance.uuid
+        more = {"image_id": instance.image_ref, "castable": bool(instance.host), **own_id}
+        return self._job(caller, JobKind.CREATE, instance, options=options, **more)
+
+    def _told(self, caller: RequestContext, job: Job, flavor: Flavor, wish: ServerWish) -> Job:
+        """Log what is to be; end the job if no host can have its instance."""
+        caller.resource_uuid = job.instance_uuid
         by = (caller.user_id, caller.project_id)
         LOG.info(
             "User %s of project %s asks for a new instance of image %s, flavor %s: job %s",
-            *(*by, image.id, flavor.name, job.id),
+            *(*by, job.image_id, flavor.name, job.id),
         )
-        if host is not None:
-            LOG.info("Host %s is to have it", host)
+        if job.host:
+            LOG.info("Host %s is to have it", job.host)
             return job
         LOG.warning("No live host%s has room for it", f" {wish.host}" if wish.host else "")
         return self.ledger.fail(job.id, NO_VALID_HOST, "no_valid_host") or job
@@ -188,6 +245,20 @@ class Lifecycle:
             deadline_at=clock.now() + dt.timedelta(seconds=self.accept_timeout_s),
             **values,
         )
+
+
+def _new_reservation_id() -> str:
+    """Return an id of Nova's form."""
+    letters = string.ascii_lowercase + string.digits
+    return "r-" + "".join(secrets.choice(letters) for _ in range(8))
+
+
+def _one_of(wish: ServerWish, index: int, count: int) -> ServerWish:
+    """Return the wish for one of several, which Nova tells apart by their names."""
+    if count == 1:
+        return wish
+    suffix = f"-{index + 1}"
+    return dataclasses.replace(wish, name=wish.name[: _NAME_MAX - len(suffix)] + suffix)
 
 
 def _newborn(

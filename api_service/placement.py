@@ -8,6 +8,7 @@ it makes anything.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from api_service.agents import Agents
@@ -36,22 +37,33 @@ class Placement:
     inventory: Inventory
     ratios: Ratios = dataclasses.field(default_factory=Ratios)
 
-    def choose(
-        self, flavor: Flavor, wanted: str | None = None, networks: Sequence[str] = ()
-    ) -> str | None:
-        """Return the host with the most memory left, or `wanted`, if it can; None: none can.
+    def choose(self, flavor: Flavor, wanted: str | None = None) -> str | None:
+        """Return the host with the most memory left, or `wanted`, if it can; None: none can."""
+        return next(iter(self.choose_many(flavor, 1, wanted)), None)
 
-        It must have all these networks, by name or id.
+    def choose_many(
+        self, flavor: Flavor, most: int, wanted: str | None = None, networks: Sequence[str] = ()
+    ) -> list[str]:
+        """Return a host for each of so many instances, or for as many as there is room for.
+
+        Each has all these networks, by name or id.
         """
         guests = self.inventory.guests_by_host()
-        rooms = [
-            (room, agent.host)
+        rooms = {
+            agent.host: self._room(agent, guests.get(agent.host, []), flavor)
             for agent in self.agents.live().values()
-            if wanted in (None, agent.host)
-            and all(_has(agent, network) for network in networks)
-            and (room := self._memory_left(agent, guests.get(agent.host, []), flavor)) >= 0
-        ]
-        return max(rooms, default=(0, None))[1]
+            if wanted in (None, agent.host) and all(_has(agent, network) for network in networks)
+        }
+        chosen: list[str] = []
+        for _ in range(most):
+            able = [(room.memory_mib, host) for host, room in rooms.items() if room.times > 0]
+            if not able:
+                break
+            memory_mib, host = max(able)
+            times = rooms[host].times - 1
+            rooms[host] = _Room(memory_mib=memory_mib - flavor.memory_mib, times=times)
+            chosen.append(host)
+        return chosen
 
     def host_called(self, name: str) -> str | None:
         """Return the live host whose agent, or whose hypervisor, has this name."""
@@ -67,17 +79,34 @@ class Placement:
             return None  # nobody says so
         return next((one for one in networks if not any(_has(host, one) for host in hosts)), None)
 
-    def _memory_left(self, agent: Agent, guests: Sequence[Guest], flavor: Flavor) -> float:
-        """Return the MiB that would be left; below 0 where there is no room."""
+    def _room(self, agent: Agent, guests: Sequence[Guest], flavor: Flavor) -> _Room:
         host = agent.hypervisor
         if host is None or _version_of(agent) < _SINCE:
-            return -1
-        vcpus = sum(guest.flavor.vcpus for guest in guests) + flavor.vcpus
-        has_disk = host.free_disk_gib is None or host.free_disk_gib >= flavor.disk_gib
-        if vcpus > host.vcpus * self.ratios.cpu or not has_disk:
-            return -1
+            return _Room(memory_mib=0, times=0)
         usable_mib = (host.memory_mib - self.ratios.reserved_memory_mib) * self.ratios.memory
-        return usable_mib - sum(guest.flavor.memory_mib for guest in guests) - flavor.memory_mib
+        memory_mib = usable_mib - sum(guest.flavor.memory_mib for guest in guests)
+        vcpus = host.vcpus * self.ratios.cpu - sum(guest.flavor.vcpus for guest in guests)
+        disk_gib = math.inf if host.free_disk_gib is None else host.free_disk_gib
+        needs = (
+            (memory_mib, flavor.memory_mib),
+            (vcpus, flavor.vcpus),
+            (disk_gib, flavor.disk_gib),
+        )
+        return _Room(memory_mib=memory_mib, times=min(_times(*need) for need in needs))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Room:
+    """What a host has left, and how many instances of a flavor that is enough for."""
+
+    memory_mib: float
+    times: float
+
+
+def _times(left: float, each: int) -> float:
+    if each == 0:
+        return math.inf if left >= 0 else 0
+    return left // each if left < math.inf else math.inf
 
 
 def _has(agent: Agent, network: str) -> bool:

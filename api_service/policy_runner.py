@@ -26,7 +26,14 @@ from api_service.store.policy_runs import PolicyRuns
 from api_service.store.records import Instance, Job
 from common import clock, context
 from common.context import RequestContext
-from common.errors import DeadlinePassed, InstanceBusy, StillframeError
+from common.errors import (
+    DeadlinePassed,
+    InstanceBusy,
+    JobCancelled,
+    StillframeError,
+    VerifyFailed,
+)
+from common.glance import ImageNotFound, ImageServiceUnavailable
 from common.messages import SnapshotOptions
 from common.states import ENDED, JobState
 
@@ -39,17 +46,56 @@ _DOUBLINGS_MAX = 6
 _AFTERWARDS_RETRY = dt.timedelta(minutes=1)
 #: So long after its time a backup may wait for what tries it.
 _VERIFY_WITHIN = dt.timedelta(days=1)
+#: So often a backup is tried, if not its own fault but something that passes was in the way,
+#: and so long after the first time; it doubles.
+_VERIFY_TRIES = 3
+_VERIFY_RETRY = dt.timedelta(minutes=5)
 #: What a retention could not remove until then goes after the next backup.
 _PRUNE_FOR = dt.timedelta(days=1)
 
 #: Nobody's fault, and gone by itself.
 _IN_THE_WAY = frozenset({InstanceBusy.code, Conflict.code, "host_busy"})
+#: How a trial ends that need not be repeated: the image is no good, or gone, or somebody
+#: wanted no trial.
+_SAYS_ENOUGH = frozenset(
+    {
+        "image_does_not_boot",
+        "unsafe_image",
+        "broken_chain",
+        "foreign_parent",
+        "disk_format_unrecorded",
+        "unusable_image",
+        "image_too_large",
+        "job_gone",
+        VerifyFailed.code,
+        ImageNotFound.code,
+        JobCancelled.code,
+    }
+)
+_NOTHING_WRONG: Mapping[str, None] = {"reason": None, "reason_code": None, "retry_at": None}
 _PASSING = (InstanceBusy, Conflict, OverQuota, DeadlinePassed)
 #: Of a context: what belongs to the request that made the policy, not to its runs.
 _OF_REQUEST = ("request_id", "global_request_id", "resource_uuid", "auth_token")
 
 #: Asks for a backup to be tried, and returns the job that does so.
 Verify = Callable[[RequestContext, Job], Job]
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Round:
+    """One look at all runs, one after the other, and what was met on the way."""
+
+    #: How many backups of policies each host has at hand.
+    at_work: Counter[str]
+    #: Glance was away: what else needs it waits for the next round. Each wait for its answer
+    #: would make all others later.
+    away: ImageServiceUnavailable | None = None
+
+    def heed(self, error: StillframeError) -> None:
+        """Remember that Glance is away, if that is what the error says."""
+        if isinstance(error, ImageServiceUnavailable):
+            self.away = error
+            LOG.warning("What else needs the image service waits for the next round: %s", error)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,16 +116,16 @@ class PolicyRunner:
     #: None: backups cannot be tried.
     verify: Verify | None = None
 
-    def look_at(self, run: Run, at_work: Counter[str]) -> None:
-        """Do what can be done now; `at_work` is how many backups each host has at hand."""
-        policy = self.policies.find(run.policy_id)
+    def look_at(self, run: Run, round_: Round) -> None:
+        """Do what can be done now."""
+        policy = self.policies.find_readable(run.policy_id)
         if policy is None:
-            return  # its runs are gone, too
+            return  # its runs are gone, too, or wait for who can read it
         caller = caller_of(policy, run)
         with context.bound(caller):
-            LOOKS[run.state](self, policy, run, at_work)
+            LOOKS[run.state](self, policy, run, round_)
 
-    def start(self, policy: Policy, run: Run, at_work: Counter[str]) -> None:
+    def start(self, policy: Policy, run: Run, round_: Round) -> None:
         """Ask for the backup, if nothing is in the way."""
         known = self.ledger.find(_job_id(run)) if run.attempts else None
         if known is not None and known.state not in (JobState.ERROR, JobState.CANCELLED):
@@ -92,13 +138,15 @@ class PolicyRunner:
             self._skip(policy, run, "the policy was disabled", "policy_disabled")
         elif clock.now() >= run.give_up_at:
             self._give_up(policy, run)
-        elif at_work[instance.host] >= self.backups_per_host:
+        elif round_.at_work[instance.host] >= self.backups_per_host:
             words = "other backups of policies are at work on the instance's host"
             self._note(policy, run, words, "host_busy")
+        elif round_.away is not None:
+            self._note(policy, run, round_.away.message, round_.away.code)
         else:
-            self._ask(policy, run, instance, at_work)
+            self._ask(policy, run, instance, round_)
 
-    def follow(self, policy: Policy, run: Run, at_work: Counter[str]) -> None:
+    def follow(self, policy: Policy, run: Run, round_: Round) -> None:
         """See whether the backup is made."""
         job = self.ledger.find(run.job_id or "")
         if job is not None and job.state not in ENDED:
@@ -107,44 +155,60 @@ class PolicyRunner:
             reason, code = (job.reason, job.reason_code) if job else ("its job is gone", "job_gone")
             self._end(policy, run, RunState.ERROR, reason or "the backup failed", code)
         elif policy.verify:
-            self._have_verified(policy, run, job)
+            self._have_verified(policy, run, job, round_)
         else:
-            self._go_on_to_prune(policy, run, at_work)
+            self._go_on_to_prune(policy, run, round_)
 
-    def _have_verified(self, policy: Policy, run: Run, job: Job) -> None:
+    def _have_verified(self, policy: Policy, run: Run, job: Job, round_: Round) -> None:
         if self.verify is None:
             words = "the backup was made, but this cloud cannot verify it"
             self._end(policy, run, RunState.ERROR, words, "cannot_verify")
             return
+        if round_.away is not None:
+            return
         try:
             verifying = self.verify(caller_of(policy, run), job)
         except StillframeError as error:
+            round_.heed(error)
             if _is_passing(error) and clock.now() - run.start_at < _VERIFY_WITHIN:
                 self.runs.move(run, RunState.ASKED, retry_at=clock.now() + _AFTERWARDS_RETRY)
             else:
                 words = f"the backup was made, but could not be verified: {error.message}"
                 self._end(policy, run, RunState.ERROR, words, error.code)
             return
-        if self.runs.move(run, RunState.VERIFYING, verify_job_id=verifying.id, retry_at=None):
+        attempts = run.verify_attempts + 1
+        begun = {"verify_job_id": verifying.id, "verify_attempts": attempts, **_NOTHING_WRONG}
+        if self.runs.move(run, RunState.VERIFYING, **begun):
             self.poke(verifying.id)
 
-    def follow_verification(self, policy: Policy, run: Run, at_work: Counter[str]) -> None:
+    def follow_verification(self, policy: Policy, run: Run, round_: Round) -> None:
         """See whether the backup can be restored; one that cannot takes no other's place."""
         job = self.ledger.find(run.verify_job_id or "")
         if job is not None and job.state not in ENDED:
             return
         if job is not None and job.state is JobState.DONE:
-            self._go_on_to_prune(policy, run, at_work)
+            self._go_on_to_prune(policy, run, round_)
             return
-        reason = f"the backup was made, but could not be verified: {job.reason if job else None}"
-        self._end(policy, run, RunState.ERROR, reason, job.reason_code if job else "job_gone")
+        reason, code = (job.reason, job.reason_code) if job else ("its job is gone", "job_gone")
+        words = f"the backup was made, but could not be verified: {reason}"
+        if code in _SAYS_ENOUGH or run.verify_attempts >= _VERIFY_TRIES:
+            self._end(policy, run, RunState.ERROR, words, code)
+            return
+        wait = _VERIFY_RETRY * 2 ** max(0, run.verify_attempts - 1)
+        again = {"verify_job_id": None, "retry_at": clock.now() + wait}
+        if self.runs.move(run, RunState.ASKED, **again, reason=words, reason_code=code):
+            what = (policy.id, policy.name, run.instance_uuid, run.verify_attempts)
+            LOG.warning("Policy %s (%s), instance %s, try %d: %s; tried again", *what, words)
 
-    def prune(self, policy: Policy, run: Run, _at_work: Counter[str]) -> None:
+    def prune(self, policy: Policy, run: Run, round_: Round) -> None:
         """Remove what the retention lets go."""
+        if round_.away is not None:
+            return
         try:
             is_settled = self.pruner.prune(policy, run.instance_uuid)
         except StillframeError as error:
             # Glance is away, or refuses to show an image.
+            round_.heed(error)
             LOG.warning("What policy %s lets go is removed later: %s", policy.id, error)
             is_settled = False
         if not is_settled and clock.now() - run.start_at < _PRUNE_FOR:
@@ -154,11 +218,11 @@ class PolicyRunner:
             LOG.error("What policy %s lets go stays until its next backup", policy.id)
         self.runs.move(run, RunState.DONE)
 
-    def _go_on_to_prune(self, policy: Policy, run: Run, at_work: Counter[str]) -> None:
-        if self.runs.move(run, RunState.PRUNING):
-            self.prune(policy, dataclasses.replace(run, state=RunState.PRUNING), at_work)
+    def _go_on_to_prune(self, policy: Policy, run: Run, round_: Round) -> None:
+        if self.runs.move(run, RunState.PRUNING, **_NOTHING_WRONG):
+            self.prune(policy, dataclasses.replace(run, state=RunState.PRUNING), round_)
 
-    def _ask(self, policy: Policy, run: Run, instance: Instance, at_work: Counter[str]) -> None:
+    def _ask(self, policy: Policy, run: Run, instance: Instance, round_: Round) -> None:
         now, attempts = clock.now(), run.attempts + 1
         wait_s = min(_RETRY_MAX_S, _RETRY_FIRST_S * 2 ** min(run.attempts, _DOUBLINGS_MAX))
         retry_at = min(now + dt.timedelta(seconds=wait_s), max(now, run.give_up_at))
@@ -168,12 +232,13 @@ class PolicyRunner:
         try:
             job = self._request(policy, run, instance)
         except StillframeError as error:
+            round_.heed(error)
             if _is_passing(error):
                 self._note(policy, run, error.message, error.code)
             else:
                 self._end(policy, run, RunState.ERROR, error.message, error.code)
             return
-        at_work[job.host] += 1
+        round_.at_work[job.host] += 1
         self._was_asked(policy, run, job)
 
     def _request(self, policy: Policy, run: Run, instance: Instance) -> Job:
@@ -200,8 +265,7 @@ class PolicyRunner:
         return len(increments) == most
 
     def _was_asked(self, policy: Policy, run: Run, job: Job) -> None:
-        nothing = {"reason": None, "reason_code": None, "retry_at": None}
-        if self.runs.move(run, RunState.ASKED, job_id=job.id, **nothing):
+        if self.runs.move(run, RunState.ASKED, job_id=job.id, **_NOTHING_WRONG):
             what = (policy.id, policy.name, run.instance_uuid, job.id)
             LOG.info("Policy %s (%s) has a backup of instance %s made: job %s", *what)
             self.poke(job.id)
@@ -232,7 +296,7 @@ class PolicyRunner:
             LOG.warning("Policy %s (%s), instance %s: the run is %s: %s", *what)
 
 
-Look = Callable[[PolicyRunner, Policy, Run, Counter[str]], None]
+Look = Callable[[PolicyRunner, Policy, Run, Round], None]
 
 #: What is done with a run that has not ended.
 LOOKS: Mapping[RunState, Look] = {

@@ -16,7 +16,7 @@ from api_service import retention, rotation
 from api_service.images import ImageRecords
 from api_service.rotation import Rotation
 from api_service.store.ledger import Ledger
-from api_service.store.policy_records import Backup, Policy, Retention
+from api_service.store.policy_records import Backup, Policy, Proof, Retention
 from api_service.store.policy_runs import PolicyRuns
 from common.glance import Image, ImageNotFound
 
@@ -85,7 +85,13 @@ class Pruner:
         fates = {backup.job_id: self._look(policy, backup) for backup in own}
         counted = [one for one in own if fates[one.job_id] in (Fate.KEPT, Fate.PROTECTED)]
         stays = [one for one in own if fates[one.job_id] in (Fate.NOT_COUNTED, Fate.PROTECTED)]
-        decisions = retention.decide(counted, wanted, policy.time_zone, [*others, *stays])
+        decisions = retention.decide(
+            counted,
+            wanted,
+            policy.time_zone,
+            [*others, *stays],
+            verified_apart=policy.verify,
+        )
         verdicts = [
             Verdict(backup=one.backup, fate=_fate(one, fates[one.backup.job_id]), rules=one.rules)
             for one in decisions
@@ -102,7 +108,8 @@ class Pruner:
         root = found.get(backup.image_ids[0])
         if root is None:
             return Fate.GONE
-        if root.status != "active" or (policy.verify and not backup.is_proven):
+        is_unproven = policy.verify and backup.proof is Proof.UNPROVEN
+        if root.status != "active" or is_unproven:
             return Fate.NOT_COUNTED
         is_protected = any(image.is_protected for image in found.values())
         return Fate.PROTECTED if is_protected else Fate.KEPT

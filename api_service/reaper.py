@@ -112,13 +112,13 @@ class Reaper:
 
         Raises ImageServiceUnavailable: the others would wait for Glance in vain.
         """
-        with context.bound(context.from_wire(job.context, job.instance_uuid)):
-            try:
+        try:
+            with context.bound(context.from_wire(job.context, job.instance_uuid)):
                 work(job)
-            except ImageServiceUnavailable:
-                raise
-            except Exception:
-                LOG.exception("The reaper failed on job %s", job.id)
+        except ImageServiceUnavailable:
+            raise
+        except Exception:
+            LOG.exception("The reaper failed on job %s", job.id)
 
     def _run(self) -> None:
         while not self._stopping.is_set():

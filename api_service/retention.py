@@ -14,7 +14,7 @@ import datetime as dt
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from zoneinfo import ZoneInfo
 
-from api_service.store.policy_records import Backup, Retention
+from api_service.store.policy_records import Backup, Proof, Retention
 
 #: What keeps a backup beside the rules.
 PARENT = "parent"
@@ -46,14 +46,23 @@ def decide(
     retention: Retention | None,
     time_zone: str,
     children: Iterable[Backup] = (),
+    *,
+    verified_apart: bool = False,
 ) -> list[Decision]:
     """Decide on an instance's backups; return the decisions, newest first.
 
     What a kept backup is relative to is kept, too, and what one of `children`
-    is: backups that are not the policy's own.
+    is: backups that are not the policy's own. With `verified_apart` those that are
+    verified are decided on as if there were no others: none of them goes because of
+    one that may not boot.
     """
     ordered = sorted(backups, key=lambda one: (one.at, one.job_id), reverse=True)
-    kept = _kept(ordered, retention, ZoneInfo(time_zone))
+    zone = ZoneInfo(time_zone)
+    kept = _kept(ordered, retention, zone)
+    if verified_apart:
+        verified = [one for one in ordered if one.proof is Proof.VERIFIED]
+        # Among fewer, a rule that keeps one of them keeps it all the more.
+        kept |= _kept(verified, retention, zone)
     _keep_parents(ordered, kept, children)
     return [Decision(backup=one, rules=tuple(kept.get(one.job_id, ()))) for one in ordered]
 

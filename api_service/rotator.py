@@ -92,17 +92,17 @@ class Rotator:
 
         Raises ImageServiceUnavailable.
         """
-        with context.bound(context.from_wire(job.context, job.instance_uuid)):
-            try:
+        try:
+            with context.bound(context.from_wire(job.context, job.instance_uuid)):
                 self._rotation.settle(job)
-            except ImageServiceUnavailable:
-                self._give_up_if_old(job)
-                raise
-            except Exception:
-                LOG.exception("The rotation after job %s failed", job.id)
-                self._give_up_if_old(job)
-                return False
-            return True
+        except ImageServiceUnavailable:
+            self._give_up_if_old(job)
+            raise
+        except Exception:
+            LOG.exception("The rotation after job %s failed", job.id)
+            self._give_up_if_old(job)
+            return False
+        return True
 
     def _give_up_if_old(self, job: Job) -> None:
         if clock.now() - (job.finished_at or job.created_at) > _GIVE_UP_AFTER:

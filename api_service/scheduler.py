@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable
 
 from api_service.backup_policies import BackupPolicies, new_run
-from api_service.policy_runner import PolicyRunner
+from api_service.policy_runner import PolicyRunner, Round
 from api_service.schedule import Schedule
 from api_service.store.engine import Database
 from api_service.store.lease import Lease
@@ -79,11 +79,11 @@ class Scheduler:
         """Look once at every policy that is due and every run that has not ended."""
         for policy in self._policies.due(clock.now()):
             _guard(f"Planning policy {policy.id}", functools.partial(self._plan, policy))
-        at_work = self._runs.at_work()
+        round_ = Round(at_work=self._runs.at_work())
         for run in self._runs.open(clock.now()):
             if self._stopping.is_set():
                 return
-            look = functools.partial(self._runner.look_at, run, at_work)
+            look = functools.partial(self._runner.look_at, run, round_)
             _guard(f"Run {run.id} of policy {run.policy_id}", look)
         self._forget()
 

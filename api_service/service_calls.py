@@ -198,9 +198,9 @@ class ServiceEndpoint:
         )
         is_admin = self._authorizer.is_admin(caller)
         with self._place():
-            job = self._lifecycle.create(
+            (job,) = self._lifecycle.create(
                 caller, wish, is_admin=is_admin, job_id=call.job_id or None
-            )
+            ).jobs
         if job.castable:
             self._dispatcher.poke(job.id)
         return job

@@ -86,7 +86,10 @@ class RebuildCall(Message):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CreateCall(Message):
-    """Arguments of `create_instance`; without a `job_id` each call makes another instance."""
+    """Arguments of `create_instance`; without a `job_id` each call makes another instance.
+
+    It makes one, which its answer names: more than one of `min_count` or `max_count` is refused.
+    """
 
     name: str
     image_id: str
@@ -95,10 +98,17 @@ class CreateCall(Message):
     networks: tuple[str, ...] = ()
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     job_id: str = ""
+    min_count: int = 1
+    max_count: int = 1
 
     def __post_init__(self) -> None:
         require_uuid("image_id", self.image_id)
         _normalize_job_id(self)
+        if (self.min_count, self.max_count) != (1, 1):
+            raise MalformedMessage(
+                "min_count and max_count can only be 1 here: a call makes one instance, which "
+                "its answer names; call once for each"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

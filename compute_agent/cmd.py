@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import logging
-import os
 import re
 import sys
 import uuid
@@ -23,7 +21,7 @@ from common.errors import ConfigurationError, StillframeError
 from common.glance import ImageService
 from common.messages import API_TOPIC, COMPUTE_TOPIC, RPC_VERSION
 from common.states import DISK_KINDS, IMAGE_KINDS, POWER_KINDS, JobKind
-from compute_agent import release, snapshot
+from compute_agent import lock, release, snapshot
 from compute_agent.announcer import Announcer
 from compute_agent.capture.workspace import Directories
 from compute_agent.endpoint import Endpoint
@@ -192,6 +190,7 @@ class _Births:
         group = settings.spawn
         self.places = Places(root=Path(group.instances_directory))
         self.places.make()
+        self._lock = self.places.hold(settings.host)
         # Found out with the first instance, and only once.
         virt_type = functools.cache(lambda: accelerator.virt_type(group.virt_type))
         spawns = Spawns(tools, self.places, virt_type)
@@ -219,24 +218,15 @@ def _trial_settings(settings: cfg.ConfigOpts) -> TrialSettings:
 
 
 def _only_agent_of(state_path: Path, host: str) -> IO[str]:
-    """Hold the state directory; raise ConfigurationError if another agent has it.
-
-    The lock goes with the process, however it ends.
-    """
+    """Hold the state directory; raise ConfigurationError if another agent has it."""
     state_path.mkdir(parents=True, exist_ok=True)
-    holder = (state_path / "agent.lock").open("a+")
     try:
-        fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder.seek(0)
+        return lock.hold(state_path / "agent.lock", host)
+    except lock.Held as other:
         raise ConfigurationError(
-            f"another agent ({holder.read().strip() or 'unknown'}) uses state_path = {state_path}; "
+            f"another agent ({other}) uses state_path = {state_path}; "
             f"stop it, or give this one a state_path and a host of its own (host = {host})"
         ) from None
-    holder.truncate(0)
-    holder.write(f"pid {os.getpid()}, host {host}")
-    holder.flush()
-    return holder
 
 
 def _agent_id(state_path: Path) -> str:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A new instance of an image, start to end: STEPS, in order, and one way back.
 
-Each step is journalled before it begins. Whatever fails, `undo` leaves nothing: it
-knows an instance by its id alone, so that it serves after a crash as well
-(`Spawns.recover`, `Spawns.sweep`). Deleting an instance is that same way.
+Each step is journalled before it begins. Whatever fails, `undo` leaves nothing: the mark
+in an instance's directory and the journal's step tell what is ours, so that it serves after
+a crash as well (`Spawns.recover`, `Spawns.sweep`). Deleting an instance is that same way.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 import tenacity
 
 from common.errors import InstanceNotFound, JobFailed, StillframeError
 from common.messages import CreateRequest, DeleteRequest, domain_name_of
 from common.states import PowerState, TaskState
+from compute_agent.guest import description
 from compute_agent.guest.domain import Guest
 from compute_agent.guest.metadata import Owner
 from compute_agent.guest.template import Definition, domain_xml, instance_metadata
@@ -51,6 +53,8 @@ class Run:
     tools: Tools
     place: Place
     virt_type: str
+    #: What is in `place` is this job's.
+    has_place: bool = False
     began: float = dataclasses.field(default_factory=time.monotonic)
     proven: ProvenImage | None = None
     disk: BuiltDisk | None = None
@@ -64,6 +68,7 @@ def fetch(run: Run) -> None:
         # One that is not there is found before an image is fetched.
         run.tools.hypervisor.network_name(network)
     run.place.make()
+    run.has_place = True
     run.proven = prove(run.tools, run.job, run.place, request.image_id, request.flavor.disk_gib)
 
 
@@ -163,9 +168,8 @@ class Spawns:
             try:
                 self._enter(step, job)
                 step.run(run)
-            except BaseException as error:
-                if not isinstance(error, PlaceTaken):
-                    undo_patiently(self._tools, self._places, uuid)
+            except BaseException:
+                undo_patiently(self._tools, run.place, is_ours=run.has_place)
                 raise
 
     def delete(self, job: Job) -> None:
@@ -176,7 +180,7 @@ class Spawns:
         self._tools.journal.begin_step(job.entry.job_id, "delete", {})
         job.begin_step("delete")
         job.tell(TaskState.DELETING)
-        undo(self._tools, self._places, request.instance.uuid)
+        end(self._tools, self._places.of(request.instance.uuid))
         self._tools.increments.forget_instance(request.instance.uuid)
         LOG.info("The instance is deleted")
 
@@ -186,7 +190,7 @@ class Spawns:
             job.result.power_state = PowerState.RUNNING
             return True
         if job.entry.step is not None:  # else what has this id here is not the job's
-            undo_patiently(self._tools, self._places, job.instance.uuid)
+            undo_interrupted(self._tools, self._places, job)
         return False
 
     def sweep(self, busy: Callable[[], Collection[str]]) -> bool:
@@ -200,7 +204,7 @@ class Spawns:
             if instance_uuid in at_work or not self._places.of(instance_uuid).is_unfinished():
                 continue  # it is being made, or was made in this moment
             LOG.warning("Removing what was left of instance %s, never made", instance_uuid)
-            are_gone &= undo_patiently(self._tools, self._places, instance_uuid)
+            are_gone &= undo_patiently(self._tools, self._places.of(instance_uuid))
         return are_gone
 
     def _finish(self, instance_uuid: str) -> bool:
@@ -255,24 +259,51 @@ def build_disk(
     return tools.restorer.build(job, proven, wish)
 
 
-def undo(tools: Tools, places: Places, instance_uuid: str) -> None:
+def end(tools: Tools, place: Place, is_the_one: Callable[[Guest], bool] = lambda _: True) -> None:
     """Leave nothing of an instance: neither domain nor checkpoint nor file of ours.
 
     Raises HypervisorError, HypervisorUnavailable or PlaceUnusable; it may be repeated.
     """
     try:
-        guest = tools.hypervisor.guest(instance_uuid)
-        guest.cut_power()
-        guest.undefine()
-        if guest.is_active():
-            # Somebody started it in between, and would have it run on without a definition.
+        guest = tools.hypervisor.guest(place.instance_uuid)
+        if is_the_one(guest):
             guest.cut_power()
+            guest.undefine()
+            if guest.is_active():
+                # Somebody started it in between, and would have it run on without a definition.
+                guest.cut_power()
     except InstanceNotFound:
-        LOG.debug("There is no domain of instance %s", instance_uuid)
-    places.of(instance_uuid).remove()
+        LOG.debug("There is no domain of instance %s", place.instance_uuid)
+    place.remove()
 
 
-def undo_patiently(tools: Tools, places: Places, instance_uuid: str) -> bool:
+def undo(tools: Tools, place: Place, *, is_ours: bool) -> None:
+    """Leave nothing of an instance that was not made, and touch nothing of anybody else's.
+
+    Without `is_ours` only what has the mark of such an instance is one; and a domain of
+    its id is only if it lies there. Raises as `end` does.
+    """
+    if is_ours or place.is_marked():
+        end(tools, place, is_the_one=lambda guest: _lies_in(place, guest))
+    place.remove_hidden()
+
+
+def _lies_in(place: Place, guest: Guest) -> bool:
+    paths = [disk.path for disk in description.disks(guest.describe())]
+    lies = any(path and place.directory in Path(path).parents for path in paths)
+    if not lies:
+        LOG.error("A domain of instance %s is somebody else's: it stays", place.instance_uuid)
+    return lies
+
+
+def undo_interrupted(tools: Tools, places: Places, job: Job) -> None:
+    """Leave nothing of what a crash left of a job that was to make an instance."""
+    # The step after it began when the directory was there.
+    is_ours = job.entry.step != STEPS[0].name
+    undo_patiently(tools, places.of(job.instance.uuid), is_ours=is_ours)
+
+
+def undo_patiently(tools: Tools, place: Place, *, is_ours: bool = False) -> bool:
     """Leave nothing of an instance that was not made; what cannot go now is swept later.
 
     Tells whether it is gone.
@@ -285,8 +316,8 @@ def undo_patiently(tools: Tools, places: Places, instance_uuid: str) -> bool:
         reraise=True,
     )
     try:
-        trying(undo, tools, places, instance_uuid)
+        trying(undo, tools, place, is_ours=is_ours)
     except StillframeError as error:
-        LOG.error("What was begun of instance %s stays for now: %s", instance_uuid, error)
+        LOG.error("What was begun of instance %s stays for now: %s", place.instance_uuid, error)
         return False
     return True

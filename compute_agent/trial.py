@@ -22,8 +22,8 @@ from common.states import TaskState
 from compute_agent.guest.domain import Guest
 from compute_agent.guest.template import Definition, domain_xml, throw_away_metadata
 from compute_agent.jobs import Job
-from compute_agent.places import Place, Places, PlaceTaken
-from compute_agent.spawn import build_disk, prove, require_new, undo_patiently
+from compute_agent.places import Place, Places
+from compute_agent.spawn import build_disk, prove, require_new, undo_interrupted, undo_patiently
 from compute_agent.tools import Tools
 
 LOG = logging.getLogger(__name__)
@@ -93,26 +93,23 @@ class Trials:
     def recover(self, job: Job) -> bool:
         """Remove what a crash left of a trial; it has no result."""
         if job.entry.step is not None:  # else what has this id here is not the job's
-            undo_patiently(self._tools, self._places, job.instance.uuid)
+            undo_interrupted(self._tools, self._places, job)
         return False
 
     def _try(self, job: Job, request: VerifyRequest) -> None:
         require_new(self._tools, self._places, request.instance.uuid)
-        place, is_ours = self._places.of(request.instance.uuid), True
+        place, is_ours = self._places.of(request.instance.uuid), False
         try:
             self._enter(job, "fetch", TaskState.BLOCK_DEVICE_MAPPING)
             place.make()
+            is_ours = True
             proven = prove(self._tools, job, place, request.image_id, 0)
             self._enter(job, "build", TaskState.BLOCK_DEVICE_MAPPING)
             build_disk(self._tools, job, place, proven, 0)
             self._enter(job, "boot", TaskState.SPAWNING)
             self._boot(job, place, proven.image.properties)
-        except PlaceTaken:
-            is_ours = False
-            raise
         finally:
-            if is_ours:
-                undo_patiently(self._tools, self._places, request.instance.uuid)
+            undo_patiently(self._tools, place, is_ours=is_ours)
 
     def _boot(self, job: Job, place: Place, properties: dict[str, str]) -> None:
         definition = Definition(

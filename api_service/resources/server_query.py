@@ -41,10 +41,12 @@ _EXACT: dict[str, tuple[str, Version | None]] = {
     "image_ref": ("image_ref", None),
     "locked_by": ("locked_by", None),
     "auto_disk_config": ("disk_config", None),
+    "reservation_id": ("reservation_id", MINIMUM),
 }
 _NUMBERS: dict[str, tuple[str, Version | None]] = {
     "power_state": ("power_state", _EVERYBODY),
     "progress": ("progress", _EVERYBODY),
+    "launch_index": ("launch_index", None),
 }
 _PATTERNS: dict[str, tuple[str, Version | None]] = {
     "name": ("name", MINIMUM),
@@ -68,9 +70,7 @@ _CONSTANT: dict[str, tuple[Callable[[str], bool], Version | None]] = {
     "key_name": (lambda _: False, _EVERYBODY),
     "kernel_id": (lambda value: not value, None),
     "ramdisk_id": (lambda value: not value, None),
-    "launch_index": (lambda value: value == "0", None),
     "soft_deleted": (lambda value: value.lower() in ("0", "false", "no"), None),
-    "reservation_id": (lambda value: not value, MINIMUM),
     "ip": (lambda _: False, MINIMUM),
     "ip6": (lambda _: False, Version(2, 5)),
     "tags": (lambda _: False, _TAGS),
@@ -94,8 +94,8 @@ PARAMETERS = _OTHERS.union(*_TABLES)
 _SORT_KEYS: dict[str, str | None] = {
     **dict.fromkeys(
         """
-        access_ip_v4 access_ip_v6 created_at host image_ref power_state progress project_id
-        root_device_name task_state updated_at user_id uuid vm_state locked_by
+        access_ip_v4 access_ip_v6 created_at host image_ref launch_index power_state progress
+        project_id root_device_name task_state updated_at user_id uuid vm_state locked_by
         """.split(),  # noqa: SIM905
         None,
     ),
@@ -109,7 +109,7 @@ _SORT_KEYS: dict[str, str | None] = {
 _SORT_KEYS = {key: ours or key for key, ours in _SORT_KEYS.items()} | dict.fromkeys(
     """
     auto_disk_config availability_zone config_drive instance_type_id kernel_id key_name
-    launch_index ramdisk_id
+    ramdisk_id
     """.split()  # noqa: SIM905
 )
 #: What Nova took before it checked, and has ignored since; 400 from 2.75 on.

@@ -14,7 +14,13 @@ from api_service.errors import BadRequest
 from api_service.lifecycle import ServerWish
 from api_service.resources import parameters, server_query
 from api_service.resources.services import Resource
-from api_service.schemas.create import create_server, networks_of, require_possible
+from api_service.schemas.create import (
+    counts_of,
+    create_server,
+    networks_of,
+    require_possible,
+    wants_reservation,
+)
 from api_service.store.instance_lists import InstanceQuery
 from api_service.store.records import Instance
 from api_service.visibility import is_uuid
@@ -104,26 +110,32 @@ class Servers(_ServerList):
     """`/servers`."""
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Make one: it exists from now on."""
+        """Make one, or several: they exist from now on, and the answer shows the first."""
         body, caller = schemas.read_body(request), self.caller(request)
         schemas.validate(create_server(request.context.version), body)
         self.services.authorizer.require(caller, "os_compute_api:servers:create")
         require_possible(body)
         is_admin = self.services.authorizer.is_admin(caller)
-        job = self.services.lifecycle.create(
-            caller, self._wish(caller, body["server"]), is_admin=is_admin
-        )
-        if job.castable:
-            self.services.dispatcher.poke(job.id)
-        disk_config = body["server"].get("OS-DCF:diskConfig")
-        made = views.created_server(job.instance_uuid, disk_config, self.viewer(request))
+        asked = body["server"]
+        made = self.services.lifecycle.create(caller, self._wish(caller, asked), is_admin=is_admin)
+        for job in made.jobs:
+            if job.castable:
+                self.services.dispatcher.poke(job.id)
         response.status = falcon.HTTP_202
-        response.location = made["links"][0]["href"]
-        response.media = {"server": made}
+        if wants_reservation(asked):
+            response.media = {"reservation_id": made.reservation_id}
+            return
+        first, disk_config = made.jobs[0].instance_uuid, asked.get("OS-DCF:diskConfig")
+        server = views.created_server(first, disk_config, self.viewer(request))
+        response.location = server["links"][0]["href"]
+        response.media = {"server": server}
 
     def _wish(self, caller: RequestContext, asked: dict[str, Any]) -> ServerWish:
         lifecycle = self.services.lifecycle
+        least, most = counts_of(asked)
         return ServerWish(
+            least=least,
+            most=most,
             name=asked["name"],
             image_id=asked["imageRef"],
             flavor_id=str(asked["flavorRef"]),

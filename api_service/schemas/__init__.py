@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import falcon
-from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema import Draft202012Validator, FormatChecker, TypeChecker, validators
 
 from api_service.errors import BadRequest, RequestTooLarge
 from common.messages import LIMIT_MAX, ROTATION_MAX
@@ -248,11 +248,22 @@ def read_body(request: falcon.Request) -> dict[str, Any]:
     return body
 
 
+def _is_whole(_checker: TypeChecker, value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+#: To newer drafts of JSON Schema 3.0 is an integer. To Nova's (draft 4) it is none, nor to whoever
+#: counts with it afterwards.
+_Strict = validators.extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_whole),
+)
+
+
 def validate(validator: Draft202012Validator, body: dict[str, Any]) -> None:
     """Raise BadRequest naming the first field that does not fit."""
-    error = next(
-        iter(sorted(validator.iter_errors(body), key=lambda found: list(found.path))), None
-    )
+    strict = _Strict(validator.schema, format_checker=validator.format_checker)
+    error = next(iter(sorted(strict.iter_errors(body), key=lambda found: list(found.path))), None)
     if error is None:
         return
     field = ".".join(str(part) for part in error.path)

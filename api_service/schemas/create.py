@@ -87,6 +87,8 @@ _FIELDS: tuple[tuple[tuple[int, int], tuple[int, int], str, dict[str, Any]], ...
 )
 _HINTS = ("os:scheduler_hints", "OS-SCH-HNT:scheduler_hints")
 _NETWORKS_NEEDED = (2, 37)
+#: They are recorded in one transaction, which others wait for.
+MOST_AT_ONCE = 100
 
 
 @functools.cache
@@ -131,6 +133,29 @@ def require_possible(body: dict[str, Any]) -> None:
         raise BadRequest("Missing imageRef attribute")
 
 
+def counts_of(server: dict[str, Any]) -> tuple[int, int]:
+    """Return how many servers are asked for, at least and at most.
+
+    Raises BadRequest for what cannot be.
+    """
+    least = int(server.get("min_count", 1))
+    most = int(server.get("max_count", least))
+    if least > most:
+        raise BadRequest("min_count must be <= max_count")
+    if least > MOST_AT_ONCE:
+        raise _refused(
+            "min_count", f"a request makes at most {MOST_AT_ONCE} servers; ask again for more"
+        )
+    if most > 1 and "hostname" in server:
+        raise BadRequest("Unable to allocate a single hostname to multiple instances.")
+    return least, min(most, MOST_AT_ONCE)
+
+
+def wants_reservation(server: dict[str, Any]) -> bool:
+    """Tell whether the answer is to name the request, and not a server."""
+    return _is_yes(server.get("return_reservation_id"))
+
+
 def networks_of(server: dict[str, Any], default: str | None) -> tuple[str, ...]:
     """Return the networks of a new server; `default` is for who asks for none in particular.
 
@@ -155,15 +180,8 @@ def _is_yes(value: Any) -> bool:
     return value is True or str(value).lower() in ("true", "1", "on", "yes")
 
 
-def _is_many(value: Any) -> bool:
-    return value is not None and int(value) > 1
-
-
 #: What is understood but cannot be done: the field, what asks for it, and why not.
 _NOT_HERE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("min_count", _is_many, "a request makes one server here; ask once for each"),
-    ("max_count", _is_many, "a request makes one server here; ask once for each"),
-    ("return_reservation_id", _is_yes, "a request makes one server here, and returns it"),
     ("block_device_mapping", _asks, "there are no volumes here; name an image"),
     ("config_drive", _is_yes, "there are no config drives here; leave it out"),
     ("key_name", _asks, "there are no key pairs here; use an image that has its keys"),

@@ -68,7 +68,8 @@ _FIELDS: Schema = {
     "name": _NAME,
     "schedule": _SCHEDULE,
     "instances": _INSTANCES,
-    "retention": {"anyOf": [RETENTION, {"type": "null"}]},
+    # Not `anyOf`: its refusal would not name the rule.
+    "retention": RETENTION | {"type": ["object", "null"]},
     "incremental": {"type": "boolean"},
     "full_every": {"type": ["integer", "null"], "minimum": 2, "maximum": _COUNT_MAX},
     "freeze": _FREEZE,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, Select, or_, select, update
 
 from api_service.store import records
 from api_service.store.engine import Database, retried
 from api_service.store.models import JobRow
+from api_service.store.readable import readable
 from api_service.store.records import Job
 from common import clock
 from common.states import IMAGE_KINDS, OPEN, JobKind, JobState
@@ -26,7 +27,9 @@ class BackupList:
 
     def due(self) -> list[Job]:
         """Return the backups that are done and have not yet taken the place of others."""
-        return self._jobs(JobRow.rotation_due.is_(True))
+        with self._database.read() as session:
+            rows = session.scalars(_newest_first(JobRow.rotation_due.is_(True)))
+            return readable("Job", rows, records.job)
 
     def standing(self, job: Job) -> list[Job]:
         """Return a backup and those before it of its instance, type and policy, newest first.
@@ -86,12 +89,15 @@ class BackupList:
         self._set(job_id, rotation_due=False)
 
     def _jobs(self, *conditions: ColumnElement[bool]) -> list[Job]:
-        query = select(JobRow).where(*conditions)
-        ordered = query.order_by(JobRow.created_at.desc(), JobRow.id.desc())
+        # One that cannot be read may be an increment on one that is to go: then nothing goes.
         with self._database.read() as session:
-            return [records.job(row) for row in session.scalars(ordered)]
+            return [records.job(row) for row in session.scalars(_newest_first(*conditions))]
 
     @retried
     def _set(self, job_id: str, **values: Any) -> None:
         with self._database.write() as session:
             session.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
+
+
+def _newest_first(*conditions: ColumnElement[bool]) -> Select[JobRow]:
+    return select(JobRow).where(*conditions).order_by(JobRow.created_at.desc(), JobRow.id.desc())

@@ -27,6 +27,7 @@ SORTABLE: Mapping[str, ColumnElement[Any]] = {
     "host": InstanceRow.host.expression,
     "hostname": _HOSTNAME,
     "image_ref": func.coalesce(InstanceRow.image_ref, ""),
+    "launch_index": InstanceRow.launch_index.expression,
     "locked_by": func.coalesce(InstanceRow.locked_by, ""),
     "name": InstanceRow.name.expression,
     "power_state": InstanceRow.power_state.expression,

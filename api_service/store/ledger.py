@@ -18,6 +18,7 @@ from api_service.store import job_lists, job_rows, lifecycles, records
 from api_service.store.engine import Database, retried
 from api_service.store.job_lists import JobQuery
 from api_service.store.models import InstanceRow, JobRow
+from api_service.store.readable import readable
 from api_service.store.records import Job, Listener, NewJob
 from common import clock
 from common.errors import InstanceBusy, InstanceNotFound
@@ -243,16 +244,16 @@ class Ledger:
             return [records.job(row) for row in job_lists.page(session, query or JobQuery())]
 
     def to_discard(self) -> list[Job]:
-        """Return the ended jobs whose image may still have to be removed."""
+        """Return the ended jobs whose image may have to be removed, those that can be read."""
         with self.database.read() as session:
             rows = session.scalars(select(JobRow).where(JobRow.discard_image.is_(True)))
-            return [records.job(row) for row in rows]
+            return readable("Job", rows, records.job)
 
     def open_jobs(self) -> list[Job]:
-        """Return every job that has not ended."""
+        """Return every job that has not ended and can be read."""
         query = select(JobRow).where(JobRow.state.in_(list(OPEN))).order_by(JobRow.created_at)
         with self.database.read() as session:
-            return [records.job(row) for row in session.scalars(query)]
+            return readable("Job", session.scalars(query), records.job)
 
     @retried
     def _set(self, job_id: str, **values: Any) -> None:

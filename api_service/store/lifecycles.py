@@ -29,6 +29,18 @@ from common.states import JobKind, JobState, PowerState, TaskState, VmState
 _RENAMED = {"metadata": "user_metadata"}
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """How many instances a project wants at once."""
+
+    project_id: str
+    least: int = 1
+    most: int = 1
+
+    def __str__(self) -> str:
+        return str(self.least) if self.least == self.most else f"{self.least}-{self.most}"
+
+
 class Lifecycles:
     """Enters instances and the jobs that make or end them; thread-safe."""
 
@@ -36,16 +48,21 @@ class Lifecycles:
         self._database = database
 
     @retried
-    def enter(self, new: NewJob, most_instances: int | None = None) -> Job:
-        """Record a new instance and the job that makes it.
+    def enter(
+        self, wanted: Wanted, make: Callable[[int], list[NewJob]], most_instances: int | None = None
+    ) -> list[Job]:
+        """Record new instances and the jobs that make them, all or none: what `make` returns.
 
-        Raises OverQuota, in Nova's words, if its project has `most_instances` already.
+        It is told how many there may be of what is wanted. Raises OverQuota, in Nova's
+        words, if the project may have `most_instances` and that leaves too few.
         """
         with self._database.write() as session:
+            count = wanted.most
             if most_instances is not None:
-                _require_room(session, new.instance.project_id, most_instances)
-            session.add(_row_of(new))
-            return _added(session, new)
+                count = _allowed(session, wanted, most_instances)
+            news = make(count)
+            session.add_all([_row_of(new) for new in news])
+            return [_added(session, new) for new in news]
 
     @retried
     def enter_job(self, new: NewJob) -> Job:
@@ -154,15 +171,17 @@ def _row_of(new: NewJob) -> InstanceRow:
     )
 
 
-def _require_room(session: Session, project_id: str, most: int) -> None:
-    """Raise OverQuota unless a project may have one more; it is counted by one at a time."""
-    if session.get(ProjectRow, project_id, with_for_update=True) is None:
-        session.add(ProjectRow(id=project_id))
+def _allowed(session: Session, wanted: Wanted, most: int) -> int:
+    """Return how many more a project gets, or raise OverQuota; it is counted by one at a time."""
+    if session.get(ProjectRow, wanted.project_id, with_for_update=True) is None:
+        session.add(ProjectRow(id=wanted.project_id))
         # Another may add it first: DBDuplicateEntry, and the whole is done anew.
         session.flush()
-    mine = (InstanceRow.project_id == project_id, InstanceRow.deleted_at.is_(None))
+    mine = (InstanceRow.project_id == wanted.project_id, InstanceRow.deleted_at.is_(None))
     has = session.scalar(select(func.count()).select_from(InstanceRow).where(*mine)) or 0
-    if has >= most:
+    if has + wanted.least > most:
         raise OverQuota(
-            f"Quota exceeded for instances: Requested 1, but already used {has} of {most} instances"
+            f"Quota exceeded for instances: Requested {wanted}, "
+            f"but already used {has} of {most} instances"
         )
+    return min(wanted.most, most - has)

@@ -140,6 +140,10 @@ class InstanceRow(Base):
     made_here: Mapped[bool] = mapped_column(server_default=false())
     #: When it first ran; None: it never did, or its host announced it.
     launched_at: Mapped[dt.datetime | None]
+    #: Of the request that asked for it and maybe for others; empty: its host announced it.
+    reservation_id: Mapped[str] = mapped_column(Words(64), server_default="")
+    #: Which of those it is, from 0 on.
+    launch_index: Mapped[int] = mapped_column(Integer, server_default="0")
     job_id: Mapped[str | None] = mapped_column(String(36))
     progress: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[dt.datetime]

@@ -16,6 +16,7 @@ from api_service.store.engine import Database, retried
 from api_service.store.models import ProjectRow
 from api_service.store.policy_records import Policy, Run
 from api_service.store.policy_rows import PolicyRow, RunRow
+from api_service.store.readable import readable
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,13 @@ class Policies:
             row = session.get(PolicyRow, policy_id)
             return policy_rows.policy(row) if row else None
 
+    def find_readable(self, policy_id: str) -> Policy | None:
+        """Return a policy; None also if it cannot be read, which is told of once."""
+        with self._database.read() as session:
+            row = session.get(PolicyRow, policy_id)
+            found = readable("Policy", [row] if row else [], policy_rows.policy)
+            return found[0] if found else None
+
     def page(self, query: PolicyQuery) -> list[Policy]:
         """Return one page of policies, newest first."""
         statement = select(PolicyRow)
@@ -83,11 +91,11 @@ class Policies:
             return [policy_rows.policy(row) for row in session.scalars(ordered.limit(query.limit))]
 
     def due(self, now: dt.datetime) -> list[Policy]:
-        """Return the policies whose time has come."""
+        """Return the policies whose time has come, those that can be read."""
         query = select(PolicyRow).where(PolicyRow.next_due_at <= now)
         with self._database.read() as session:
             rows = session.scalars(query.order_by(PolicyRow.next_due_at))
-            return [policy_rows.policy(row) for row in rows]
+            return readable("Policy", rows, policy_rows.policy)
 
     @retried
     def plan(self, policy: Policy, next_due_at: dt.datetime | None, runs: Iterable[Run]) -> bool:

@@ -32,6 +32,16 @@ class RunState(enum.StrEnum):
 OPEN_RUNS = (RunState.WAITING, RunState.ASKED, RunState.VERIFYING, RunState.PRUNING)
 
 
+class Proof(enum.StrEnum):
+    """Whether a backup was found to boot."""
+
+    VERIFIED = "verified"
+    #: Its policy did not want to know.
+    UNTRIED = "untried"
+    #: It is not known yet, or it was found not to.
+    UNPROVEN = "unproven"
+
+
 class Missed(enum.StrEnum):
     """What becomes of a run whose time has passed while no API ran."""
 
@@ -104,6 +114,8 @@ class Run:
     attempts: int
     job_id: str | None
     verify_job_id: str | None
+    #: How often its backup was to be tried.
+    verify_attempts: int = 0
     reason: str | None
     reason_code: str | None
     created_at: dt.datetime
@@ -121,5 +133,4 @@ class Backup:
     #: What its images are relative to; empty: it is whole.
     parent_ids: frozenset[str]
     at: dt.datetime
-    #: Its run has got as far as to be done with the backup itself, verified where that was wanted.
-    is_proven: bool = True
+    proof: Proof = Proof.UNTRIED

@@ -69,6 +69,7 @@ class RunRow(Base):
     attempts: Mapped[int] = mapped_column(Integer)
     job_id: Mapped[str | None] = mapped_column(String(36))
     verify_job_id: Mapped[str | None] = mapped_column(String(36))
+    verify_attempts: Mapped[int] = mapped_column(Integer, server_default="0")
     reason: Mapped[str | None] = mapped_column(Prose)
     reason_code: Mapped[str | None] = mapped_column(Words(64))
     created_at: Mapped[dt.datetime]

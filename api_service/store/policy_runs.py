@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 from api_service.store import policy_rows, records
 from api_service.store.engine import Database, retried
 from api_service.store.models import JobRow
-from api_service.store.policy_records import OPEN_RUNS, Backup, Run, RunState
+from api_service.store.policy_records import OPEN_RUNS, Backup, Proof, Run, RunState
 from api_service.store.policy_rows import RunRow
+from api_service.store.readable import readable
 from api_service.store.records import Job
 from common import clock
 from common.states import IMAGE_KINDS, OPEN, JobState
@@ -29,7 +30,6 @@ class RunQuery:
     policy_id: str
     instance_uuid: str | None = None
     states: tuple[RunState, ...] = ()
-    manual: bool | None = None
     #: The last run of the page before.
     marker: str | None = None
     limit: int = 1000
@@ -58,8 +58,6 @@ class PolicyRuns:
         statement = select(RunRow).where(RunRow.policy_id == query.policy_id)
         if query.states:
             statement = statement.where(RunRow.state.in_(query.states))
-        if query.manual is not None:
-            statement = statement.where(RunRow.manual.is_(query.manual))
         if query.instance_uuid is not None:
             statement = statement.where(RunRow.instance_uuid == query.instance_uuid)
         with self._database.read() as session:
@@ -72,8 +70,18 @@ class PolicyRuns:
             ordered = statement.order_by(RunRow.due_at.desc(), RunRow.id.desc())
             return [policy_rows.run(row) for row in session.scalars(ordered.limit(query.limit))]
 
+    def waited_for(self, policy_id: str) -> set[str]:
+        """Return the instances that runs which somebody asked for wait for."""
+        query = select(RunRow.instance_uuid).where(
+            RunRow.policy_id == policy_id,
+            RunRow.state == RunState.WAITING,
+            RunRow.manual.is_(True),
+        )
+        with self._database.read() as session:
+            return set(session.scalars(query))
+
     def open(self, now: dt.datetime) -> list[Run]:
-        """Return what has to be looked at now, in the order in which it is to begin."""
+        """Return what has to be looked at now and can be read, in the order in which it begins."""
         query = select(RunRow).where(
             RunRow.state.in_(OPEN_RUNS),
             RunRow.start_at <= now,
@@ -81,7 +89,7 @@ class PolicyRuns:
         )
         with self._database.read() as session:
             rows = session.scalars(query.order_by(RunRow.start_at, RunRow.id))
-            return [policy_rows.run(row) for row in rows]
+            return readable("Run", rows, policy_rows.run)
 
     def at_work(self) -> Counter[str]:
         """Return how many backups of policies each host has at hand."""
@@ -168,5 +176,12 @@ def _backup(row: JobRow, run: Run | None) -> Backup:
         image_ids=tuple(dict.fromkeys((job.image_id, *(one.image_id for one in job.images)))),
         parent_ids=frozenset(parent for parent in parents if parent),
         at=run.counts_at if run else job.created_at,
-        is_proven=run is None or run.state in (RunState.PRUNING, RunState.DONE),
+        proof=_proof(run),
     )
+
+
+def _proof(run: Run | None) -> Proof:
+    """Return what a run says of its backup; without a run it is only just being asked for."""
+    if run is None or run.state not in (RunState.PRUNING, RunState.DONE):
+        return Proof.UNPROVEN
+    return Proof.VERIFIED if run.verify_job_id else Proof.UNTRIED

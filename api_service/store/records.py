@@ -7,12 +7,13 @@ import dataclasses
 import datetime as dt
 import functools
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 from sqlalchemy import Row
 
 from api_service.store.models import AgentRow, InstanceRow, JobRow
+from api_service.store.readable import UNREADABLE, tell_once
 from common import clock
 from common.messages import InstanceRef
 from common.reports import (
@@ -85,6 +86,8 @@ class Instance:
     fault: str | None = None
     made_here: bool = False
     launched_at: dt.datetime | None = None
+    reservation_id: str = ""
+    launch_index: int = 0
     job_id: str | None
     progress: int
     created_at: dt.datetime
@@ -214,17 +217,22 @@ def is_id(text: str) -> bool:
 def agent(row: AgentRow) -> Agent:
     """Return the record of a row."""
     fields = _fields_of(Agent, row)
-    if row.hypervisor is not None:
-        fields["hypervisor"] = Hypervisor.from_wire(row.hypervisor)
-    fields["open_jobs"] = tuple(
-        OpenJobs(
-            jobs=frozenset(one["jobs"]),
-            at=clock.from_epoch(one["at"]),
-            taken_at=clock.from_epoch(one["taken_at"]),
-        )
-        for one in row.open_jobs or ()
-    )
+    try:
+        fields["hypervisor"] = Hypervisor.from_wire(row.hypervisor) if row.hypervisor else None
+        fields["open_jobs"] = tuple(map(_open_jobs, row.open_jobs or ()))
+    except UNREADABLE as error:
+        # It lives all the same, and its next reports replace them.
+        tell_once(f"What the agent of host {row.host} told", f"{type(error).__name__}: {error}")
+        fields |= {"hypervisor": None, "open_jobs": ()}
     return Agent(**fields)
+
+
+def _open_jobs(one: Mapping[str, Any]) -> OpenJobs:
+    return OpenJobs(
+        jobs=frozenset(one["jobs"]),
+        at=clock.from_epoch(one["at"]),
+        taken_at=clock.from_epoch(one["taken_at"]),
+    )
 
 
 def instance(row: InstanceRow | Row[Any]) -> Instance:

@@ -210,8 +210,8 @@ def _hostname(instance: Instance, _viewer: Viewer) -> dict[str, Any]:
 
 def _extended_attributes(instance: Instance, viewer: Viewer) -> dict[str, Any]:
     return _hostname(instance, viewer) | {
-        "OS-EXT-SRV-ATTR:reservation_id": "",
-        "OS-EXT-SRV-ATTR:launch_index": 0,
+        "OS-EXT-SRV-ATTR:reservation_id": instance.reservation_id,
+        "OS-EXT-SRV-ATTR:launch_index": instance.launch_index,
         "OS-EXT-SRV-ATTR:kernel_id": "",
         "OS-EXT-SRV-ATTR:ramdisk_id": "",
         "OS-EXT-SRV-ATTR:root_device_name": instance.root_device_name,

@@ -23,6 +23,7 @@ from tests.api import agents as agent_says
 from tests.api.clouds import Cloud, RecordedCasts
 from tests.api.memory_images import MemoryImages
 from tests.api.new_servers import SMALL
+from tests.api.rotated import Rotated
 from tools.stack.databases import SERVERS, ProgramMissing
 
 #: Modules whose tests run on each kind of database: what leans on it most.
@@ -44,6 +45,7 @@ ON_EVERY_DATABASE = frozenset(
         "test_rotation",
         "test_rotation_failures",
         "test_server_lists",
+        "test_several_servers",
     )
 )
 SQLITE = "sqlite"
@@ -164,3 +166,9 @@ def image(cloud: Cloud, images: MemoryImages) -> str:
     cloud.flavors["small"] = SMALL
     cloud.announce()
     return images.add(owner="p-demo", disk_format="qcow2", size=1 << 20, hw_disk_bus="virtio")
+
+
+@pytest.fixture
+def backups(cloud: Cloud, instance: InstanceRecord) -> Rotated:
+    """The backups of that instance: none yet."""
+    return Rotated(cloud, instance)

@@ -46,6 +46,8 @@ class MemoryImages:
         #: Projects by the image that is shared with them.
         self.shared_with: dict[str, set[str]] = {}
         self.failure: StillframeError | None = None
+        #: How often it was raised.
+        self.failed = 0
         #: Set by a test to hold every `create` until the event is set.
         self.gate: threading.Event | None = None
 
@@ -127,6 +129,7 @@ class MemoryImages:
 
     def _fail(self) -> None:
         if self.failure is not None:
+            self.failed += 1
             raise self.failure
 
     def _image(self, image_id: str) -> Image:

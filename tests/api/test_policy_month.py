@@ -81,7 +81,8 @@ def until(days: Days, end: dt.datetime) -> None:
     """Let time pass, with rounds around half past two in Berlin, summer or winter."""
     while days.clock.now < end:
         midnight = days.clock.now.replace(hour=0, minute=0)
-        for minutes in (31, 55, 91, 115, 720, 1471):
+        # At noon, and when the jitter of what is caught up with then is over.
+        for minutes in (31, 55, 91, 115, 720, 741, 1471):
             at = midnight + dt.timedelta(minutes=minutes)
             if days.clock.now < at <= end:
                 days.begin_at(at)

@@ -209,3 +209,32 @@ def test_a_defect_met_at_one_policy_does_not_keep_the_others_waiting(
     days.begin_at(DUE)
     days.round()
     assert (days.states(broken), days.states(fine)) == ([], ["done"])
+
+
+def test_a_glance_that_hangs_is_waited_for_once_a_round(
+    days: Days, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = [days.add_instance() for _ in range(4)]
+    policies = [
+        days.make(instances={"ids": [one.uuid for one in meant]}, retention={"last": 1})
+        for meant in (records[:2], records[2:])
+    ]
+    days.begin_at(DUE)
+    days.scheduler.round()
+    days.finish_all()
+    days.cloud.images.failure = ImageServiceUnavailable("the image service hangs")
+    for waits in range(1, 4):
+        caplog.clear()
+        days.scheduler.round()
+        assert days.cloud.images.failed == waits
+        told = [one for one in caplog.records if "for the next round" in one.message]
+        assert len(told) == 1
+    left = [run for made in policies for run in days.runs(made, "?state=waiting")]
+    assert {run["reason_code"] for run in left} == {"image_service_unavailable"}
+
+    days.cloud.images.failure = None
+    for _ in range(8):
+        days.clock.advance(minutes=1)
+        days.announce()
+        days.round()
+    assert {state for made in policies for state in days.states(made)} == {"done"}

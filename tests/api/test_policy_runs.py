@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,6 +19,7 @@ from api_service.policy_parts import PolicyLimits
 from api_service.policy_runner import PolicyRunner
 from api_service.store.ledger import Ledger
 from api_service.store.policies import Policies
+from api_service.store.policy_runs import RunQuery
 from common.errors import AgentUnavailable
 from common.messages import SnapshotOptions
 from common.states import JobState
@@ -275,6 +278,24 @@ def played(cloud: Cloud, instance_uuid: str) -> Any:
     image_id = cloud.snapshot(instance_uuid).json["image_id"]
     (job,) = [job for job in Ledger(cloud.database).jobs() if job.image_id == image_id]
     return job
+
+
+def test_however_many_runs_wait_none_is_asked_for_twice(days: Days) -> None:
+    record, made = days.add_instance(), days.make()
+    assert days.ask("POST", f"{POLICIES}/{made['id']}/run").status_code == 202
+    runs = days.cloud.policies.book.runs
+    (waiting,) = runs.page(RunQuery(policy_id=made["id"]))
+    runs.add(
+        dataclasses.replace(
+            waiting,
+            id=str(uuid.uuid4()),
+            instance_uuid=str(uuid.uuid4()),
+            due_at=waiting.due_at + dt.timedelta(seconds=1),
+        )
+        for _ in range(1000)
+    )
+    again = days.ask("POST", f"{POLICIES}/{made['id']}/run")
+    assert (waiting.instance_uuid, again.status_code) == (record.uuid, 409)
 
 
 def test_nothing_is_due_before_its_time(days: Days) -> None:

@@ -14,16 +14,10 @@ from api_service.rotation import Rotation
 from api_service.store.backups import BackupList
 from api_service.store.records import Job
 from common import context
-from common.reports import InstanceRecord
 from common.states import JobKind, JobState
 from tests.api import agents as agent_says
 from tests.api.clouds import Cloud
 from tests.api.rotated import Rotated
-
-
-@pytest.fixture
-def backups(cloud: Cloud, instance: InstanceRecord) -> Rotated:
-    return Rotated(cloud, instance)
 
 
 @pytest.mark.parametrize("rotation", [0, 1, 2, 3])

@@ -13,18 +13,12 @@ import pytest
 from api_service.store.models import JobRow
 from common import clock
 from common.glance import ImageServiceUnavailable
-from common.reports import InstanceRecord
 from tests.api.clouds import Cloud, RecordedCasts
 from tests.api.memory_images import MemoryImages
 from tests.api.rotated import Rotated
 
 AWAY = ImageServiceUnavailable("the image service cannot be reached")
 WAIT_S = 20.0
-
-
-@pytest.fixture
-def backups(cloud: Cloud, instance: InstanceRecord) -> Rotated:
-    return Rotated(cloud, instance)
 
 
 class Killed(BaseException):

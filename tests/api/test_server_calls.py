@@ -42,6 +42,8 @@ def test_a_server_is_made_once_for_each_job_id(cloud: Cloud, image: str) -> None
         (MEMBER, {"name": " "}, "bad_request"),
         (MEMBER, {"image_id": "x"}, "malformed_message"),
         (MEMBER, {"metadata": {"a": 1}}, "malformed_message"),
+        (MEMBER, {"min_count": 2}, "malformed_message"),
+        (MEMBER, {"max_count": 2}, "malformed_message"),
     ],
 )
 def test_what_rest_refuses_is_refused(

@@ -244,9 +244,9 @@ def test_an_agent_elsewhere_with_the_same_host_name_refuses_to_start(
     """Its own machine, state and directories: only the API knows of both."""
     elsewhere = tmp_path / "stillframe.conf"
     settings = cloud.config_file.read_text()
-    elsewhere.write_text(
-        settings.replace(f"state_path = {cloud.directory}", f"state_path = {tmp_path}")
-    )
+    for option in ("state_path", "instances_directory"):
+        settings = settings.replace(f"{option} = {cloud.directory}", f"{option} = {tmp_path}")
+    elsewhere.write_text(settings)
     done = subprocess.run(
         [str(cloud._bin / "stillframe-compute"), "--config-file", str(elsewhere)],
         capture_output=True,

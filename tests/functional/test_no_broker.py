@@ -44,6 +44,8 @@ dispatch_interval = 1
 connection_uri = {libvirt}
 [glance]
 endpoint_override = {glance}
+[spawn]
+instances_directory = {here}/instances
 [capture]
 scratch_directory = {here}/scratch
 socket_directory = {here}/run

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api_service.retention import EVERYTHING, PARENT, Decision, decide
-from api_service.store.policy_records import Backup, Retention
+from api_service.store.policy_records import Backup, Proof, Retention
 
 BEGIN = dt.datetime(2026, 1, 1, 3, tzinfo=dt.UTC)
 HOUR, DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
@@ -164,3 +164,34 @@ def test_no_kept_increment_loses_what_it_lies_on(below: list[int], retention: Re
     decisions = decide(chain, retention, "UTC")
     left = names(decisions)
     assert all(one.backup.parent_ids <= left for one in decisions if one.rules)
+
+
+def test_a_verified_one_does_not_go_because_of_one_that_never_was_tried() -> None:
+    verified = [dataclasses.replace(one, proof=Proof.VERIFIED) for one in days(2)]
+    untried = days(3, BEGIN + 2 * DAY)
+    apart = decide([*verified, *untried], Retention(last=2), "UTC", verified_apart=True)
+    assert [(one.backup.proof, one.rules) for one in apart] == [
+        (Proof.UNTRIED, ("last",)),
+        (Proof.UNTRIED, ("last",)),
+        (Proof.UNTRIED, ()),
+        (Proof.VERIFIED, ("last",)),
+        (Proof.VERIFIED, ("last",)),
+    ]
+
+
+proofs = st.lists(st.booleans(), min_size=60, max_size=60)
+
+
+@given(histories, proofs, retentions)
+def test_untried_backups_age_as_ever_and_take_no_verified_ones_place(
+    backups: list[Backup], are_verified: list[bool], retention: Retention
+) -> None:
+    mixed = [
+        dataclasses.replace(one, proof=Proof.VERIFIED if is_verified else Proof.UNTRIED)
+        for one, is_verified in zip(backups, are_verified, strict=False)
+    ]
+    verified = [one for one in mixed if one.proof is Proof.VERIFIED]
+    left = names(decide(mixed, retention, "UTC", verified_apart=True))
+    assert left == names(decide(verified, retention, "UTC")) | names(
+        decide(mixed, retention, "UTC")
+    )

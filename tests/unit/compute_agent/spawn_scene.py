@@ -40,6 +40,9 @@ class PlayedGuest:
         self.host, self.domain = host, domain
         self.is_on = False
 
+    def describe(self) -> ET.Element:
+        return self.domain
+
     def start(self) -> None:
         self.host.do("start")
         self.is_on = True

@@ -90,7 +90,7 @@ def test_whenever_the_agent_dies_the_next_one_leaves_nothing(
     scene.host.fails[what] = Killed()
     with monkeypatch.context() as dying:
         # A death undoes nothing.
-        dying.setattr(spawn, "undo_patiently", lambda *_: None)
+        dying.setattr(spawn, "undo_patiently", lambda *_, **__: None)
         with pytest.raises(Killed):
             scene.spawns.create(scene.job(wish()))
     assert scene.left() != []

@@ -92,7 +92,7 @@ def test_a_trial_that_died_leaves_nothing_and_has_no_result(
     scene.host.fails["start"] = Killed()
     with monkeypatch.context() as dying:
         # A death undoes nothing.
-        dying.setattr(trial, "undo_patiently", lambda *_: None)
+        dying.setattr(trial, "undo_patiently", lambda *_, **__: None)
         with pytest.raises(Killed):
             verify(scene)
     assert scene.left() != []

@@ -140,11 +140,14 @@ def kill_qemu(scene: Scene) -> bool:
     """Kill the guest's QEMU; libvirt then takes the guest for shut off."""
     hit, guest = False, scene.guest
     assert guest is not None
+    run = guest.run_id()
     for pid, command in _processes():
         if guest.uuid in command and "qemu-system" in command.split("\0", 1)[0]:
             os.kill(pid, signal.SIGKILL)
             hit = True
-    wait_for(lambda: guest.state() == "shut off", "libvirt to notice", 10)
+    if hit:
+        # A rebuild may have started it again.
+        wait_for(lambda: guest.run_id() != run, "libvirt to notice", 10)
     return hit
 
 

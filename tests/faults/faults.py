@@ -147,7 +147,9 @@ def kill_qemu(scene: Scene) -> bool:
             hit = True
     if hit:
         # A rebuild may have started it again.
-        wait_for(lambda: guest.run_id() != run, "libvirt to notice", 10)
+        wait_for(
+            lambda: guest.state() == "shut off" or guest.run_id() != run, "libvirt to notice", 10
+        )
     return hit
 
 

@@ -15,6 +15,7 @@ from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 
 
+@pytest.mark.long
 def test_a_fault_at_any_instant_of_a_backup_leaves_the_last_whole_one(
     request: pytest.FixtureRequest,
     cloud: Cloud,

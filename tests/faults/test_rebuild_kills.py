@@ -12,6 +12,7 @@ from tests.faults import draw, rebuilds
 from tests.faults.rebuilds import Rebuilt
 
 
+@pytest.mark.long
 def test_a_fault_at_any_instant_of_a_rebuild_leaves_a_guest_that_runs_from_one_whole_disk(
     request: pytest.FixtureRequest,
     rebuilt: Rebuilt,

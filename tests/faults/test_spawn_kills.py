@@ -14,7 +14,6 @@ from tests.faults.servers import ask_for_server
 from tools.stack.cloud import Cloud
 
 
-@pytest.mark.long
 def test_a_fault_at_any_instant_of_a_create_leaves_a_server_that_runs_or_nothing(
     request: pytest.FixtureRequest,
     cloud: Cloud,

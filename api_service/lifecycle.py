@@ -143,8 +143,13 @@ class Lifecycle:
         return Made(reservation_id=reservation_id, jobs=told)
 
     def _hosts(self, flavor: Flavor, wish: ServerWish) -> list[str | None]:
-        """Return a host for each instance that there may be; None: the only one has none."""
-        hosts = self.placement.choose_many(flavor, wish.most, wish.host)
+        """Return a host for each instance that there may be; None: the only one has none.
+
+        Raises BadRequest for a network that no host has, Conflict where there is too little room.
+        """
+        if unknown := self.placement.unknown(wish.networks, wish.host):
+            raise BadRequest(f"Network {unknown} could not be found.")
+        hosts = self.placement.choose_many(flavor, wish.most, wish.host, wish.networks)
         if len(hosts) >= wish.least:
             return [*hosts]
         if wish.least == 1:

@@ -41,13 +41,18 @@ class Placement:
         """Return the host with the most memory left, or `wanted`, if it can; None: none can."""
         return next(iter(self.choose_many(flavor, 1, wanted)), None)
 
-    def choose_many(self, flavor: Flavor, most: int, wanted: str | None = None) -> list[str]:
-        """Return a host for each of so many instances, or for as many as there is room for."""
+    def choose_many(
+        self, flavor: Flavor, most: int, wanted: str | None = None, networks: Sequence[str] = ()
+    ) -> list[str]:
+        """Return a host for each of so many instances, or for as many as there is room for.
+
+        Each has all these networks, by name or id.
+        """
         guests = self.inventory.guests_by_host()
         rooms = {
             agent.host: self._room(agent, guests.get(agent.host, []), flavor)
             for agent in self.agents.live().values()
-            if wanted in (None, agent.host)
+            if wanted in (None, agent.host) and all(_has(agent, network) for network in networks)
         }
         chosen: list[str] = []
         for _ in range(most):
@@ -66,6 +71,13 @@ class Placement:
             if name in (agent.host, agent.hypervisor.hostname if agent.hypervisor else None):
                 return agent.host
         return None
+
+    def unknown(self, networks: Sequence[str], wanted: str | None = None) -> str | None:
+        """Return the first of these networks that no live host, or not `wanted`, has."""
+        hosts = [one for one in self.agents.live().values() if wanted in (None, one.host)]
+        if not hosts:
+            return None  # nobody says so
+        return next((one for one in networks if not any(_has(host, one) for host in hosts)), None)
 
     def _room(self, agent: Agent, guests: Sequence[Guest], flavor: Flavor) -> _Room:
         host = agent.hypervisor
@@ -95,6 +107,12 @@ def _times(left: float, each: int) -> float:
     if each == 0:
         return math.inf if left >= 0 else 0
     return left // each if left < math.inf else math.inf
+
+
+def _has(agent: Agent, network: str) -> bool:
+    """Tell whether a host has a network; an older agent, which does not say, looks itself."""
+    known = agent.hypervisor.networks if agent.hypervisor else None
+    return known is None or network in known or network in known.values()
 
 
 def _version_of(agent: Agent) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ HISTORY = {
     ),
     "1.4": (
         "backup_instance, rebuild_instance on both topics; a report says of which type a backup is;"
-        " create_instance, delete_instance, verify_image; a host tells its free disk"
+        " create_instance, delete_instance, verify_image; a host tells its free disk and networks"
     ),
 }
 

@@ -172,6 +172,8 @@ class Hypervisor(Message):
     host_ip: str | None = None
     #: Room for the disks of new instances; None: an older agent's.
     free_disk_gib: int | None = None
+    #: Ids of libvirt's networks by their names; None: an older agent's.
+    networks: dict[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

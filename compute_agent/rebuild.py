@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from common import qemu_img
 from common.errors import InstanceBusy, InstanceNotFound, JobInterrupted, StillframeError
-from common.states import PowerState, TaskState
+from common.states import JobKind, PowerState, TaskState
 from compute_agent import put_back, release
 from compute_agent.guest import metadata
 from compute_agent.guest.domain import Guest
@@ -145,8 +145,9 @@ _UNDOING = "undo"
 
 
 def goes_on(entry: Entry) -> bool:
-    """Tell whether a rebuild that an agent's end interrupted is gone on with."""
-    return entry.step in _GOING_ON
+    """Tell whether what an agent's end interrupted is a rebuild that is gone on with."""
+    # Other kinds have steps of the same names.
+    return entry.request.kind is JobKind.REBUILD and entry.step in _GOING_ON
 
 
 def _require_off(guest: Guest) -> None:

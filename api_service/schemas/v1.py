@@ -145,6 +145,7 @@ _HYPERVISOR = _object(
         "memory_mib": _COUNT,
         "host_ip": _or_null(_TEXT),
         "free_disk_gib": _or_null(_COUNT),
+        "networks": _or_null({"type": "object", "additionalProperties": _TEXT}),
     }
 )
 HOST = _object(

@@ -8,6 +8,7 @@ announcer of every lifecycle event and of each reopening.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -23,7 +24,12 @@ from common.errors import InstanceNotFound
 from common.reports import Hypervisor as HypervisorInfo
 from compute_agent.guest import description
 from compute_agent.guest.domain import Guest
-from compute_agent.guest.errors import HypervisorUnavailable, NetworkNotFound, translated
+from compute_agent.guest.errors import (
+    HypervisorUnavailable,
+    NetworkInactive,
+    NetworkNotFound,
+    translated,
+)
 from compute_agent.guest.stamps import EVENTS, Recorder
 
 LOG = logging.getLogger(__name__)
@@ -110,16 +116,24 @@ class Hypervisor:
         return Guest(domain, self._find, self.stamps)
 
     def network_name(self, wanted: str) -> str:
-        """Return the name of the network of this name or id; raise NetworkNotFound."""
+        """Return the name of the network of this name or id, which guests can be on.
+
+        Raises NetworkNotFound or NetworkInactive.
+        """
         connection = self.connection()
         for look in (connection.networkLookupByName, connection.networkLookupByUUIDString):
             try:
-                return str(look(wanted).name())
+                network = look(wanted)
+                name, is_active = str(network.name()), network.isActive()
             except libvirt.libvirtError as error:
                 # A name that is no id cannot even be asked for as one.
                 if error.get_error_code() not in _NO_SUCH_NETWORK:
                     with translated("looking for a network"):
                         raise
+                continue
+            if not is_active:
+                raise NetworkInactive(f"network {name} is not started on the instance's host")
+            return name
         raise NetworkNotFound(f"the instance's host has no network {wanted}")
 
     def disk_paths(self) -> frozenset[str]:
@@ -145,6 +159,7 @@ class Hypervisor:
                 vcpus=int(cpus),
                 memory_mib=int(memory_mib),
                 host_ip=netutils.get_my_ipv4(),
+                networks=_networks(connection),
             )
 
     def _find(self, instance_uuid: str) -> libvirt.virDomain:
@@ -201,6 +216,11 @@ class Hypervisor:
         connection.domainEventRegisterAny(
             None, libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, self._on_io_error, None
         )
+        # A libvirt without a driver for networks has none that could change.
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.networkEventRegisterAny(
+                None, libvirt.VIR_NETWORK_EVENT_ID_LIFECYCLE, self._on_network, None
+            )
         for event in EVENTS:
             libvirt_qemu.qemuMonitorEventRegister(connection, None, event, self._on_qemu, None)
 
@@ -224,6 +244,9 @@ class Hypervisor:
         if event == libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
             self.stamps.forget(domain.UUIDString())
             self.on_undefined(domain.UUIDString())
+        self.on_change()
+
+    def _on_network(self, *_about: Any) -> None:
         self.on_change()
 
     def _on_io_error(
@@ -256,6 +279,14 @@ class Hypervisor:
     def _run_loop(self) -> None:
         while not self._stopping.is_set():
             libvirt.virEventRunDefaultImpl()
+
+
+def _networks(connection: libvirt.virConnect) -> dict[str, str]:
+    try:
+        return {net.name(): net.UUIDString() for net in connection.listAllNetworks()}
+    except libvirt.libvirtError as error:
+        LOG.debug("libvirt has no networks: %s", error)
+        return {}
 
 
 def _open_into(opening: Future[libvirt.virConnect], uri: str) -> None:

@@ -48,6 +48,12 @@ class NetworkNotFound(StillframeError):
     code = "network_not_found"
 
 
+class NetworkInactive(StillframeError):
+    """The host's libvirt network is not started, so no guest can be on it."""
+
+    code = "network_inactive"
+
+
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
     """Turn a libvirtError raised while `doing` into an exception of ours, and log its words."""

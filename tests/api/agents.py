@@ -52,6 +52,7 @@ def heartbeat(
     open_jobs: tuple[str, ...] | None = None,
     agent_id: str | None = None,
     expires_s: float | None = None,
+    networks: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return a host_report as it stands on the wire."""
     hypervisor = Hypervisor(
@@ -61,6 +62,7 @@ def heartbeat(
         vcpus=8,
         memory_mib=16_384,
         host_ip="192.0.2.7",
+        networks=networks,
     )
     report = HostReport(
         host=host,

@@ -85,7 +85,7 @@ def what_is_left(cloud: Cloud, guest: Guest) -> list[str]:
         f"checkpoint {name}" for name in virsh("checkpoint-list", guest.name, "--name").split()
     ]
     left += [f"qemu-nbd {pid}" for pid in faults.serving(str(cloud.directory))]
-    left += [str(path) for path in guest.disk.parent.iterdir() if ".stillframe-" in path.name]
+    left += [str(path) for path in guest.disk.parent.iterdir() if _is_of_a_snapshot(path)]
     if str(guest.disk) not in (disks := virsh("domblklist", guest.name)).split():
         left.append(f"another disk: {disks}")
     if "yes" not in virsh("dominfo", guest.name).split("Persistent:")[1]:
@@ -93,6 +93,11 @@ def what_is_left(cloud: Cloud, guest: Guest) -> list[str]:
     if guest.state() == "running" and (job := virsh("blockjob", guest.name, "vda").strip()):
         left.append(job)
     return left
+
+
+def _is_of_a_snapshot(path: Path) -> bool:
+    """Tell what a snapshot makes beside a disk from the base that another guest's rebuild made."""
+    return ".stillframe-" in path.name and ".stillframe-base-" not in path.name
 
 
 def assert_disk_is_sound(guest: Guest, where: str) -> None:

@@ -30,7 +30,8 @@ class Scene:
     """Where a fault strikes."""
 
     cloud: Cloud
-    guest: Guest
+    #: None where a job is to make it.
+    guest: Guest | None = None
 
 
 Act = Callable[[Scene], None]
@@ -48,6 +49,8 @@ class Fault:
     methods: tuple[str, ...] = METHODS
     #: Seconds from one to the other, one of which is drawn; None: not before the job has ended.
     heals_after_s: tuple[float | None, ...] = (0.0, 5.0)
+    #: Which jobs it can hit beside snapshots.
+    kinds: tuple[str, ...] = ("backup", "create", "rebuild")
     #: The guest loses its power with it.
     ends_guest: bool = False
     #: libvirt answers in between.
@@ -135,18 +138,25 @@ def kill_qemu_nbd(scene: Scene) -> bool:
 
 def kill_qemu(scene: Scene) -> bool:
     """Kill the guest's QEMU; libvirt then takes the guest for shut off."""
-    hit = False
+    hit, guest = False, scene.guest
+    assert guest is not None
+    run = guest.run_id()
     for pid, command in _processes():
-        if scene.guest.uuid in command and "qemu-system" in command.split("\0", 1)[0]:
+        if guest.uuid in command and "qemu-system" in command.split("\0", 1)[0]:
             os.kill(pid, signal.SIGKILL)
             hit = True
-    wait_for(lambda: scene.guest.state() == "shut off", "libvirt to notice", 10)
+    if hit:
+        # A rebuild may have started it again.
+        wait_for(
+            lambda: guest.state() == "shut off" or guest.run_id() != run, "libvirt to notice", 10
+        )
     return hit
 
 
 def start_guest(scene: Scene) -> None:
-    if scene.guest.has_been_started and scene.guest.state() == "shut off":
-        scene.guest.start()
+    guest = scene.guest
+    if guest is not None and guest.has_been_started and guest.state() == "shut off":
+        guest.start()
 
 
 def nothing(_scene: Scene) -> None:
@@ -187,8 +197,10 @@ FAULTS: dict[str, Fault] = {
     "glance": Fault(kill_glance, start_glance),
     "glance, hanging": Fault(stall_glance, wake_glance, heals_after_s=(2.0, 8.0)),
     "libvirtd": Fault(kill_libvirtd, start_libvirtd, libvirt_answers=False),
-    "qemu": Fault(kill_qemu, start_guest, ("backup", "overlay"), (0.0,), ends_guest=True),
-    "qemu-nbd": Fault(kill_qemu_nbd, nothing, ("overlay", "offline"), (0.0,)),
+    "qemu": Fault(
+        kill_qemu, start_guest, ("backup", "overlay"), (0.0,), ("backup", "rebuild"), True
+    ),
+    "qemu-nbd": Fault(kill_qemu_nbd, nothing, ("overlay", "offline"), (0.0,), ()),
     "sentinel": Fault(kill_sentinel, nothing, heals_after_s=(0.0,)),
 }
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 
+from tests.faults.faults import METHODS
+
 _AGENT = "a temporary file or a mirror job for ever; image `queued`; a cold one: guest off"
-#: What Nova leaves behind, by fault; only what was measured on the same platform. A dead
-#: broker was measured before the request alone, and a kill of the agent on running guests.
+#: What Nova leaves behind of a snapshot, by fault; only what was measured on the same platform.
+#: A dead broker was measured before the request alone, and a kill of the agent on running guests.
 NOVA: dict[str | tuple[str, str], str] = {
     ("agent", "backup"): _AGENT,
     ("agent", "overlay"): _AGENT,
@@ -29,6 +31,8 @@ class Told:
     recovered_s: float
     #: Something was hit, and the job was not over.
     counts: bool
+    #: Where the job was: the step that its agent had told of last.
+    step: str = ""
 
 
 def table(told: list[Told], seed: int) -> str:
@@ -49,7 +53,7 @@ def table(told: list[Told], seed: int) -> str:
         gone = collections.Counter(one.reason for one in group if one.outcome != "done")
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(gone.items())) or "–"
         longest = max(one.recovered_s for one in group)
-        nova = NOVA.get((fault, method), NOVA.get(fault, "–"))
+        nova = NOVA.get((fault, method), NOVA.get(fault, "–") if method in METHODS else "–")
         shown = (fault, method, len(group), whole, why, f"{longest:.0f}", nova)
         lines.append("| " + " | ".join(map(str, shown)) + " |")
     return "\n".join(lines) + "\n"

@@ -82,6 +82,7 @@ def happen(
 ) -> Told:
     """Let one fault come and go, and look at what it left."""
     fault, cloud, guest = FAULTS[name], scene.cloud, scene.guest
+    assert guest is not None
     asked = ask(cloud, guest)
     time.sleep(after_s)  # the instant is the point
     is_open = asked.job()["finished_at"] is None

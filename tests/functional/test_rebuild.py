@@ -31,6 +31,7 @@ from tests.functional.test_power import client
 from tests.functional.test_snapshot import qemu_img
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
+from tools.stack.network import Network
 
 Options = Callable[..., None]
 #: A rebuild that waits for its proof as long as a test needs it to.
@@ -54,7 +55,10 @@ class Saved:
 @pytest.fixture(scope="module")
 def saved(cloud: Cloud) -> Iterator[Saved]:
     """The guest and its images."""
-    with booted(cloud, boot_from_disk=True) as guest:
+    with (
+        Network(cloud.libvirtd, cloud.directory, "of-rebuilds").started() as network,
+        booted(cloud, boot_from_disk=True, network=network.name, mac=network.mac(2)) as guest,
+    ):
         cloud.reconfigure_agent("checkpoints = true")
         images = []
         for _ in range(2):
@@ -234,6 +238,26 @@ def test_a_disk_that_does_not_boot_gives_way_to_the_old_one(
     assert "guest agent did not answer" in job["reason"]
     assert_lives(cloud, guest, after=before)
     assert cloud.server(guest)["image"]["id"] != job["options"]["image_id"]
+
+
+def test_a_port_that_opens_proves_the_new_disk_and_one_that_does_not_brings_the_old_one_back(
+    cloud: Cloud, saved: Saved, agent_options: Options
+) -> None:
+    guest = saved.guest
+    # The guest's web server, at the address that its guest agent tells libvirt.
+    agent_options("[rebuild]", "proof = port", "proof_port = 80")
+    job = ended(cloud, guest, rebuild(cloud, guest, saved.full))
+    assert job["state"] == "done", job["reason"]
+    assert log_lines(cloud, "n-cpu.log", guest.uuid, "seen to run (port)")
+    assert_lives(cloud, guest)
+
+    before = guest.console.beats[-1][2]
+    agent_options("[rebuild]", "proof = port", "proof_port = 81", "proof_timeout = 6")
+    job = ended(cloud, guest, rebuild(cloud, guest, saved.increment))
+    assert (job["state"], job["reason_code"]) == ("error", "rebuild_unproven")
+    assert "its port was not open in 6 s" in job["reason"]
+    assert_lives(cloud, guest, after=before)
+    assert cloud.server(guest)["image"]["id"] == saved.full
 
 
 def test_an_agent_that_dies_leaves_one_whole_disk_and_the_next_makes_it_run(

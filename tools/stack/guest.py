@@ -42,7 +42,7 @@ _DOMAIN = """\
     <emulator>/usr/bin/qemu-system-x86_64</emulator>{disks}
     <serial type='unix'><source mode='bind' path='{console}'/><target port='0'/></serial>
     <channel type='unix'><source mode='bind'/>
-      <target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+      <target type='virtio' name='org.qemu.guest_agent.0'/></channel>{interface}
     <memballoon model='none'/>
   </devices>
 </domain>
@@ -51,6 +51,9 @@ _DISK = """
     <disk type='file' device='disk'>
       <driver name='qemu' type='{format}' cache='none' io='native' discard='unmap'{iothread}/>
       <source file='{path}'/><target dev='{target}' bus='virtio'/></disk>"""
+_INTERFACE = """
+    <interface type='network'><source network='{network}'/><mac address='{mac}'/>
+      <model type='virtio'/></interface>"""
 _KERNEL = (
     "<kernel>{image}/vmlinuz</kernel><initrd>{image}/initrd</initrd>"
     "<cmdline>console=ttyS0 quiet panic=5 {options}</cmdline>"
@@ -76,6 +79,9 @@ class GuestWish:
     image_properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
     #: A disk of this path is used as it is, instead of one made over the image.
     disk: Path | None = None
+    #: The libvirt network that it is on, and its card's address there, of which it makes its own.
+    network: str = ""
+    mac: str = ""
 
 
 class Console(threading.Thread):
@@ -281,6 +287,7 @@ class Guest:
             iothreads="<iothreads>1</iothreads>" if wish.iothread else "",
             boot="<boot dev='hd'/>" if wish.boot_from_disk else kernel,
             disks=disks,
+            interface=_INTERFACE.format(network=wish.network, mac=wish.mac) if wish.network else "",
             console=self._console_path,
         )
 

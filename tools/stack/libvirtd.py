@@ -139,6 +139,8 @@ class Libvirtd:
         for ours, theirs in self._bound().items():
             ours.mkdir(parents=True, exist_ok=True)
             Path(theirs).mkdir(parents=True, exist_ok=True)
+        # For its networks; elsewhere libvirt's package makes it.
+        (self._directory / "lib" / "dnsmasq").mkdir(exist_ok=True)
         etc = self._directory / "etc"
         (etc / "qemu.conf").write_text(_QEMU_CONF.format(extra=self._extra_qemu_conf))
         (etc / "libvirtd.conf").write_text(_LIBVIRTD_CONF.format(here=self._directory))

@@ -15,7 +15,12 @@ import pytest
 from common.errors import InstanceNotFound, StillframeError
 from compute_agent.guest import connection
 from compute_agent.guest.connection import Hypervisor
-from compute_agent.guest.errors import HypervisorError, HypervisorUnavailable, NetworkNotFound
+from compute_agent.guest.errors import (
+    HypervisorError,
+    HypervisorUnavailable,
+    NetworkInactive,
+    NetworkNotFound,
+)
 
 URI = "qemu+unix:///system?socket=/run/secret/libvirt-sock"
 UUID = "5b7a1ad4-0000-4000-8000-000000000000"
@@ -67,6 +72,47 @@ def test_an_instance_is_gone_only_if_libvirt_knows_none_of_its_id(
         hypervisor.guest(UUID)
     assert type(raised.value) is becomes
     assert "/run" not in raised.value.message
+
+
+class Network:
+    """A network, started or not."""
+
+    def __init__(self, *, is_active: bool) -> None:
+        self.is_active = is_active
+
+    def name(self) -> str:
+        return "lan"
+
+    def UUIDString(self) -> str:
+        return UUID
+
+    def isActive(self) -> bool:
+        return self.is_active
+
+
+class Networked(Connection):
+    """A connection that has one network."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(failure(libvirt.VIR_ERR_NO_NETWORK))
+        self.network = network
+
+    def networkLookupByUUIDString(self, wanted: str) -> Network:
+        if wanted != UUID:
+            raise self.error
+        return self.network
+
+
+def test_a_network_is_found_by_its_id_too_and_one_that_cannot_be_used_is_told_in_words(
+    hypervisor: Hypervisor,
+) -> None:
+    hypervisor._connection = Networked(network := Network(is_active=True))
+    assert hypervisor.network_name(UUID) == "lan"
+    with pytest.raises(NetworkNotFound, match="has no network wan"):
+        hypervisor.network_name("wan")
+    network.is_active = False
+    with pytest.raises(NetworkInactive, match="network lan is not started"):
+        hypervisor.network_name(UUID)
 
 
 @pytest.mark.parametrize("opens", [False, True], ids=["not at all", "and breaks at once"])

@@ -26,13 +26,36 @@ _IMAGE_ID_IN_BODY = Version(2, 45)
 _LOCKED_REASON = Version(2, 73)
 #: What Nova does with a server and Stillframe does not.
 _NOVAS_ONLY = frozenset(
-    (
-        "addFloatingIp addSecurityGroup changePassword confirmResize evacuate forceDelete "
-        "injectNetworkInfo migrate os-getConsoleOutput os-getRDPConsole os-getSPICEConsole "
-        "os-getSerialConsole os-getVNCConsole os-migrateLive removeFloatingIp removeSecurityGroup "
-        "rescue resetNetwork resize restore resume revertResize shelve shelveOffload suspend "
-        "trigger_crash_dump unrescue unshelve"
-    ).split()
+    {
+        "addFloatingIp",
+        "addSecurityGroup",
+        "changePassword",
+        "confirmResize",
+        "evacuate",
+        "forceDelete",
+        "injectNetworkInfo",
+        "migrate",
+        "os-getConsoleOutput",
+        "os-getRDPConsole",
+        "os-getSPICEConsole",
+        "os-getSerialConsole",
+        "os-getVNCConsole",
+        "os-migrateLive",
+        "removeFloatingIp",
+        "removeSecurityGroup",
+        "rescue",
+        "resetNetwork",
+        "resize",
+        "restore",
+        "resume",
+        "revertResize",
+        "shelve",
+        "shelveOffload",
+        "suspend",
+        "trigger_crash_dump",
+        "unrescue",
+        "unshelve",
+    }
 )
 
 

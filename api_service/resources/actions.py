@@ -24,6 +24,39 @@ from common.states import LockedBy
 #: From here on the image's id stands in the body, before in the Location header.
 _IMAGE_ID_IN_BODY = Version(2, 45)
 _LOCKED_REASON = Version(2, 73)
+#: What Nova does with a server and Stillframe does not.
+_NOVAS_ONLY = frozenset(
+    {
+        "addFloatingIp",
+        "addSecurityGroup",
+        "changePassword",
+        "confirmResize",
+        "evacuate",
+        "forceDelete",
+        "injectNetworkInfo",
+        "migrate",
+        "os-getConsoleOutput",
+        "os-getRDPConsole",
+        "os-getSPICEConsole",
+        "os-getSerialConsole",
+        "os-getVNCConsole",
+        "os-migrateLive",
+        "removeFloatingIp",
+        "removeSecurityGroup",
+        "rescue",
+        "resetNetwork",
+        "resize",
+        "restore",
+        "resume",
+        "revertResize",
+        "shelve",
+        "shelveOffload",
+        "suspend",
+        "trigger_crash_dump",
+        "unrescue",
+        "unshelve",
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +80,9 @@ class ServerAction(Resource):
         (name,) = body
         action = ACTIONS.get(name)
         if action is None:
+            if name in _NOVAS_ONLY:
+                # Nova looks for the server before it looks at what is to be done with it.
+                self.visible_instance(request, server_id, "os_compute_api:servers:show")
             raise BadRequest(f"There is no such action: {name[:64]}")
         response.status = falcon.HTTP_202
         action(self, Asked(request=request, response=response, server_id=server_id, body=body))

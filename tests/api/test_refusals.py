@@ -77,3 +77,13 @@ def test_options_are_told(cloud: Cloud, instance: InstanceRecord, path: str) -> 
 def test_an_action_that_nova_has_not_is_400(cloud: Cloud, instance: InstanceRecord) -> None:
     reply = ask(cloud, "POST", f"/servers/{instance.uuid}/action", {"explode": None})
     assert reply.status_code == 400
+
+
+def test_what_nova_does_and_we_do_not_is_refused_only_to_who_sees_the_server(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    action, path = {"suspend": None}, f"/servers/{instance.uuid}/action"
+    assert ask(cloud, "POST", path, action, OTHER).status_code == 404
+    reply = ask(cloud, "POST", path, action)
+    assert reply.status_code == 400
+    assert reply.json["badRequest"]["message"] == "There is no such action: suspend"

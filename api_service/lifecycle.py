@@ -154,10 +154,9 @@ class Lifecycle:
             return [*hosts]
         if wish.least == 1:
             return [None]
-        raise Conflict(
-            f"There is room for {len(hosts)} of at least {wish.least} servers now; "
-            "ask for fewer, or again later."
-        )
+        # How much room there is is the operator's business.
+        LOG.warning("There is room for %d of at least %d new instances", len(hosts), wish.least)
+        raise Conflict(f"{NO_VALID_HOST} Ask for fewer servers, or again later.")
 
     def _creation(
         self, caller: RequestContext, instance: Instance, wish: ServerWish, job_id: str | None

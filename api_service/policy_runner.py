@@ -165,13 +165,14 @@ class PolicyRunner:
             self._end(policy, run, RunState.ERROR, words, "cannot_verify")
             return
         if round_.away is not None:
+            self._postpone(run, RunState.ASKED)
             return
         try:
             verifying = self.verify(caller_of(policy, run), job)
         except StillframeError as error:
             round_.heed(error)
             if _is_passing(error) and clock.now() - run.start_at < _VERIFY_WITHIN:
-                self.runs.move(run, RunState.ASKED, retry_at=clock.now() + _AFTERWARDS_RETRY)
+                self._postpone(run, RunState.ASKED)
             else:
                 words = f"the backup was made, but could not be verified: {error.message}"
                 self._end(policy, run, RunState.ERROR, words, error.code)
@@ -203,6 +204,7 @@ class PolicyRunner:
     def prune(self, policy: Policy, run: Run, round_: Round) -> None:
         """Remove what the retention lets go."""
         if round_.away is not None:
+            self._postpone(run, RunState.PRUNING)
             return
         try:
             is_settled = self.pruner.prune(policy, run.instance_uuid)
@@ -212,11 +214,16 @@ class PolicyRunner:
             LOG.warning("What policy %s lets go is removed later: %s", policy.id, error)
             is_settled = False
         if not is_settled and clock.now() - run.start_at < _PRUNE_FOR:
-            self.runs.move(run, RunState.PRUNING, retry_at=clock.now() + _AFTERWARDS_RETRY)
+            self._postpone(run, RunState.PRUNING)
             return
         if not is_settled:
             LOG.error("What policy %s lets go stays until its next backup", policy.id)
         self.runs.move(run, RunState.DONE)
+
+    def _postpone(self, run: Run, state: RunState) -> None:
+        # Also what was not tried, for the image service was away: else one after the other
+        # would be the first of its round, and all else wait for them all.
+        self.runs.move(run, state, retry_at=clock.now() + _AFTERWARDS_RETRY)
 
     def _go_on_to_prune(self, policy: Policy, run: Run, round_: Round) -> None:
         if self.runs.move(run, RunState.PRUNING, **_NOTHING_WRONG):

@@ -133,9 +133,9 @@ class Place:
     def remove(self) -> None:
         """Remove it and all that is in it; one that is gone is fine. Raises PlaceUnusable."""
         self.remove_hidden()
-        if not self.directory.exists():
-            return
         with self._removing():
+            if not self.directory.exists():
+                return
             # What is half removed belongs to nobody.
             self._unfinished.touch()
             # The mark goes last: what is left by a crash in between is still swept.

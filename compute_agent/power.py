@@ -14,7 +14,7 @@ from collections.abc import Callable
 from common import clock
 from common.errors import DeadlinePassed
 from common.messages import PowerRequest
-from common.states import DISK_KINDS, FIRST_TASK_STATE, JobKind, PowerState, TaskState
+from common.states import FIRST_TASK_STATE, JobKind, PowerState, TaskState
 from compute_agent import release
 from compute_agent.guest.domain import Guest
 from compute_agent.jobs import Job
@@ -60,7 +60,7 @@ class Powers:
         guest = self._tools.hypervisor.guest(request.instance.uuid)
         if job.entry.step is None:
             # A disk that is still to be put back must not be started from, nor a stop be undone.
-            release.give_back_earlier(self._tools, guest, DISK_KINDS)
+            release.give_back_earlier(self._tools, guest, release.has_disk_to_put_back)
             facts = {_RUN: guest.run_id()}
             self._tools.journal.begin_step(job.entry.job_id, request.kind, facts)
         elif _has_come_about(job, request, guest):

@@ -49,7 +49,7 @@ def end(
         return
     if swap.room.exists():  # else all but the start was done before a crash
         try:
-            _bring_back(swap, facts, guest, patience_s)
+            _bring_back(swap, step, facts, guest, patience_s)
         except InstanceNotFound:
             give_up(step, facts)
             return
@@ -61,9 +61,17 @@ def end(
     )
 
 
-def _bring_back(swap: Swap, facts: dict[str, Any], guest: Guest, patience_s: float | None) -> None:
+def _bring_back(
+    swap: Swap, step: str | None, facts: dict[str, Any], guest: Guest, patience_s: float | None
+) -> None:
     """Switch the guest off, and give it its old disk and definition."""
-    _switch_off(guest, facts["shutdown_timeout_s"] if patience_s is None else patience_s, swap)
+    # One that somebody started right before the swap runs from the old disk, too.
+    is_on_new = swap.is_swapped() and step != "swap"
+    if not is_on_new and guest.power_state() is PowerState.RUNNING:
+        # It may be on its way down already.
+        timeout_s = facts["shutdown_timeout_s"] if patience_s is None else patience_s
+        guest.shut_down(timeout_s, threading.Event())
+    guest.cut_power()
     change = facts.get("metadata")
     if change is not None:
         guest.write_metadata(MetadataChange(**change), back=True)
@@ -84,10 +92,3 @@ def settle(swap: Swap, guest: Guest, increments: Increments) -> None:
     """Give up the old disk, and the record of what has changed on it."""
     increments.forget(guest)
     swap.settle()
-
-
-def _switch_off(guest: Guest, patience_s: float, swap: Swap) -> None:
-    """A guest on the new disk loses its power; one on the old may be on its way down already."""
-    if not swap.is_swapped() and guest.power_state() is PowerState.RUNNING:
-        guest.shut_down(patience_s, threading.Event())
-    guest.cut_power()

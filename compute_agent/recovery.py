@@ -105,9 +105,11 @@ class Recovery:
             except Exception:
                 # The journal may be another version's; the others must still get their turn.
                 LOG.exception("Job %s could not be put right", entry.job_id)
-                if kind in IMAGE_KINDS | DISK_KINDS:
+                is_left = kind in IMAGE_KINDS | DISK_KINDS
+                if is_left:
                     self._journal.mark_unreleased(entry.job_id)
-                was_published = entry.step == "release"
+                # Of other kinds nothing counts before they were put right.
+                was_published = is_left and entry.step == "release"
             error = JobInterrupted(f"the compute agent ended during the {kind}")
             job.finish(None if was_published else error)
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import tenacity
 
 from common import context
 from common.errors import InstanceNotFound, JobInterrupted, StillframeError
 from common.reports import DiskImage
-from common.states import DISK_KINDS, JobKind, JobState
+from common.states import DISK_KINDS, JobState
 from compute_agent import put_back
 from compute_agent.capture import make, overlay
 from compute_agent.capture.base import Plan
@@ -55,13 +55,13 @@ def end_capture(run: Run) -> None:
 
 
 def give_back_earlier(
-    tools: Tools, guest: Guest, kinds: Collection[JobKind] = frozenset(JobKind)
+    tools: Tools, guest: Guest, which: Callable[[Entry], bool] = lambda _entry: True
 ) -> None:
     """Give back what earlier jobs of this guest could not; raise if that fails again."""
-    if not _left_on(tools, guest, kinds):
+    if not _left_on(tools, guest, which):
         return
     with tools.giving_back:
-        for entry in _left_on(tools, guest, kinds):
+        for entry in _left_on(tools, guest, which):
             LOG.warning("Giving back what job %s had to leave", entry.job_id)
             give_back(tools, entry, guest, published=_published(entry))
 
@@ -180,9 +180,14 @@ def _thaw(guest: Guest, timeout_s: float) -> None:
         LOG.warning("Nothing could be thawed: %s", error)
 
 
-def _left_on(tools: Tools, guest: Guest, kinds: Collection[JobKind]) -> list[Entry]:
-    """Return the ended jobs, of these kinds, that had to leave something on this guest."""
-    left = [one for one in tools.journal.unreleased() if one.request.kind in kinds]
+def has_disk_to_put_back(entry: Entry) -> bool:
+    """Tell whether an ended job left a disk that is not to be started from."""
+    return entry.request.kind in DISK_KINDS and entry.step != put_back.PROVEN
+
+
+def _left_on(tools: Tools, guest: Guest, which: Callable[[Entry], bool]) -> list[Entry]:
+    """Return the ended jobs, such ones, that had to leave something on this guest."""
+    left = [one for one in tools.journal.unreleased() if which(one)]
     return [entry for entry in left if entry.request.instance.uuid == guest.uuid]
 
 

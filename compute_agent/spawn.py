@@ -199,7 +199,9 @@ class Spawns:
         Tells whether nothing of that stays.
         """
         # In this order: what is begun after the list was made is not in it.
-        found, at_work, are_gone = self._places.unfinished(), busy(), True
+        found, are_gone = self._places.unfinished(), True
+        # However a cast spells an id, its directory is called by the one spelling.
+        at_work = {self._places.of(one).instance_uuid for one in busy()}
         for instance_uuid in found:
             if instance_uuid in at_work or not self._places.of(instance_uuid).is_unfinished():
                 continue  # it is being made, or was made in this moment

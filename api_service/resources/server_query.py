@@ -43,6 +43,7 @@ _EXACT: dict[str, tuple[str, Version | None]] = {
     "auto_disk_config": ("disk_config", None),
     "reservation_id": ("reservation_id", MINIMUM),
 }
+_INTEGER_MAX = 2**31 - 1
 _NUMBERS: dict[str, tuple[str, Version | None]] = {
     "power_state": ("power_state", _EVERYBODY),
     "progress": ("progress", _EVERYBODY),
@@ -163,7 +164,11 @@ def query_of(asked: Asked, marker: str | None, limit: int) -> InstanceQuery | No
     query = InstanceQuery(
         project_id=asked.project_id,
         exactly={field: _text(request, name) for field, name in exact.items()}
-        | {field: parameters.number(request, name, 0) for field, name in numbers.items()},
+        | {
+            # Nothing has the largest that every database takes.
+            field: min(parameters.number(request, name, 0), _INTEGER_MAX)
+            for field, name in numbers.items()
+        },
         at={field: _moment(request, name) for field, name in moments.items()},
         patterns={
             field: parameters.pattern(request, name) or ""

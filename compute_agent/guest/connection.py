@@ -281,12 +281,14 @@ class Hypervisor:
             libvirt.virEventRunDefaultImpl()
 
 
-def _networks(connection: libvirt.virConnect) -> dict[str, str]:
+def _networks(connection: libvirt.virConnect) -> dict[str, str] | None:
+    """Return ids by name; None: libvirt does not say at the moment."""
     try:
         return {net.name(): net.UUIDString() for net in connection.listAllNetworks()}
     except libvirt.libvirtError as error:
-        LOG.debug("libvirt has no networks: %s", error)
-        return {}
+        has_none = error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT
+        LOG.debug("libvirt lists no networks: %s", error)
+        return {} if has_none else None
 
 
 def _open_into(opening: Future[libvirt.virConnect], uri: str) -> None:

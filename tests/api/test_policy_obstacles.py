@@ -238,3 +238,20 @@ def test_a_glance_that_hangs_is_waited_for_once_a_round(
         days.announce()
         days.round()
     assert {state for made in policies for state in days.states(made)} == {"done"}
+
+
+def test_runs_that_wait_for_glance_do_not_keep_the_next_round_from_others(days: Days) -> None:
+    """One after the other would find Glance away, and each cost a round all that needs it."""
+    days.add_instance(), days.add_instance()
+    days.make(retention={"last": 1})
+    days.begin_at(DUE)
+    days.scheduler.round()
+    days.finish_all()
+    days.begin_at(DUE + dt.timedelta(days=1))
+    days.announce()
+    days.scheduler.round()
+    days.finish_all()
+    days.cloud.images.failure = ImageServiceUnavailable("the image service cannot delete")
+    for _ in range(3):
+        days.scheduler.round()
+    assert days.cloud.images.failed == 1

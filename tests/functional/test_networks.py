@@ -95,11 +95,11 @@ def test_a_network_that_no_host_has_is_refused_before_anything_happens(
     wait_for(lambda: network.name in known_networks(cloud), "the network")
     servers = "/v2.1/servers?name=on-a-net&all_tenants=1"
     before = cloud.get(servers)
-    answer = ask_for(cloud, image_id, [{"uuid": network.name}, {"uuid": "wan"}])
+    answer = ask_for(cloud, image_id, [{"uuid": network.name}, {"uuid": "nowhere-net"}])
     assert answer.status_code == requests.codes.bad_request
-    assert answer.json()["badRequest"]["message"] == "Network wan could not be found."
+    assert answer.json()["badRequest"]["message"] == "Network nowhere-net could not be found."
     assert cloud.get(servers) == before
-    assert not log_lines(cloud, "n-cpu.log", "wan")
+    assert not log_lines(cloud, "n-cpu.log", "nowhere-net")
 
 
 def test_a_network_that_is_not_started_ends_the_server_in_error_and_leaves_nothing(

@@ -90,7 +90,9 @@ def newest_heard(cloud: Cloud, server_id: str) -> int:
 def left_of(cloud: Cloud, *server_ids: str) -> list[str]:
     """Return what there is on the host of servers that there are not."""
     domains = cloud.libvirtd.virsh("list", "--all", "--uuid").split()
-    files = [path.name for path in (cloud.directory / "instances").iterdir()]
+    # One that is being set up or removed is called `.ID`.
+    made = (cloud.directory / "instances").iterdir()
+    files = [path.name.removeprefix(".") for path in made]
     return [one for one in server_ids if one in [*domains, *files]]
 
 

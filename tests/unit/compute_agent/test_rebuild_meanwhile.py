@@ -101,6 +101,8 @@ def test_a_guest_that_somebody_starts_in_the_instant_of_the_swap_gets_its_old_di
     with pytest.raises(InstanceBusy):
         rebuilds.run(job)
     assert_as_it_was(scene)
+    started = scene.done.index("start")
+    assert "button" in scene.done[started:], "it is asked to go off before its power is cut"
 
 
 def lay_overlay(scene: Scene) -> None:
@@ -113,6 +115,32 @@ MEANWHILE: dict[str, Callable[[Scene], None]] = {
     "suspended to disk": lambda scene: setattr(scene, "saved_memory", True),
     "switched off": lambda scene: setattr(scene, "persistent", False),
 }
+
+
+def test_an_old_disk_that_cannot_be_removed_keeps_nobody_from_the_guest(
+    rebuilds: Rebuilds,
+    scene: Scene,
+    job: Job,
+    journal: Journal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It runs from a disk that was proven; what is left over is looked after by `Again`."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Swap, "settle", refuse)
+        rebuilds.run(job)
+        job.finish(None)
+        assert len(journal.unreleased()) == 1
+        request = PowerRequest(instance=InstanceRef(uuid=GUEST), kind=JobKind.STOP)
+        journal.accept(request, {})
+        powers = Powers(tools_of(scene, journal, tmp_path), shutdown_timeout_s=1.0)
+        powers.run(as_journalled(journal, request.job_id))
+    assert scene.state is OFF
+    assert scene.disk.read_bytes() == NEW
+
+
+def refuse(_swap: Swap) -> None:
+    raise OSError(5, "Input/output error")
 
 
 @pytest.mark.parametrize("words", MEANWHILE)

@@ -18,7 +18,7 @@ from common.messages import (
     SnapshotRequest,
     VerifyRequest,
 )
-from common.states import JobKind
+from common.states import JobKind, JobState
 from compute_agent import rebuild
 from compute_agent.jobs import Job, Jobs
 from compute_agent.journal import Entry, Journal
@@ -72,3 +72,23 @@ def test_only_a_rebuild_is_gone_on_with_in_a_step_that_others_have_by_that_name_
     assert ([entry.job_id for entry in submitted], undone) == (
         ([ID], []) if goes_on else ([], [request_.kind])
     )
+
+
+def test_a_new_instance_that_could_not_be_put_right_is_not_said_to_be_made(
+    journal: Journal, tmp_path: Path
+) -> None:
+    journal.accept(REQUESTS[1], {})
+    journal.begin_step(ID, "release", {})
+
+    def stumble(_job: Job) -> bool:
+        raise OSError(5, "Input/output error")
+
+    reports = RecordedReports(journal)
+    Recovery(
+        dict.fromkeys(JobKind, stumble),
+        host="h",
+        tools=tools_of(EmptyHost(), journal, tmp_path),
+        jobs=cast(Jobs, SimpleNamespace()),
+        reports=reports,
+    ).start()
+    assert [outcome.state for outcome in reports.outcomes] == [JobState.ERROR]

@@ -7,7 +7,8 @@ import logging
 import socket
 import tempfile
 import threading
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import libvirt
 import pytest
@@ -171,3 +172,19 @@ def test_a_network_is_only_missing_if_libvirt_says_so(
     monkeypatch.setattr(hypervisor, "_connection", Connection(error))
     with pytest.raises(becomes):
         hypervisor.network_name("lan")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (failure(libvirt.VIR_ERR_NO_SUPPORT), {}),
+        (failure(libvirt.VIR_ERR_RPC, libvirt.VIR_FROM_RPC), None),
+    ],
+)
+def test_a_host_says_that_it_has_no_network_only_if_libvirt_says_so(
+    error: libvirt.libvirtError, told: dict[str, str] | None
+) -> None:
+    def refuse() -> None:
+        raise error
+
+    assert connection._networks(cast(Any, SimpleNamespace(listAllNetworks=refuse))) == told

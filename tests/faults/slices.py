@@ -29,7 +29,7 @@ def stop_where(look: Callable[[], int], cloud: Cloud) -> bool:
     deadline = time.monotonic() + _TIMEOUT_S
     signal_agent(cloud, signal.SIGSTOP)
     try:
-        while (found := look()) == NOT_YET:
+        while (found := _found(look)) == NOT_YET:
             assert time.monotonic() < deadline, "the instant did not come"
             signal_agent(cloud, signal.SIGCONT)
             time.sleep(SLICE_S)  # the slice is the point
@@ -38,6 +38,13 @@ def stop_where(look: Callable[[], int], cloud: Cloud) -> bool:
         signal_agent(cloud, signal.SIGCONT)
         raise
     return found == NOW
+
+
+def _found(look: Callable[[], int]) -> int:
+    try:
+        return look()
+    except sqlite3.OperationalError:
+        return NOT_YET  # the agent stands still with its journal locked
 
 
 def signal_agent(cloud: Cloud, number: signal.Signals) -> None:

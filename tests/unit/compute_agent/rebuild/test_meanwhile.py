@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from common import clock, qemu_img
+from common import clock
 from common.errors import (
     CaptureFailed,
     InstanceBusy,
@@ -32,14 +32,13 @@ from compute_agent.rebuild_run import RebuildRefused
 from compute_agent.recovery import Recovery
 from compute_agent.swap import Swap
 from tests.unit.compute_agent.conftest import RecordedReports
-from tests.unit.compute_agent.rebuild_scene import (
+from tests.unit.compute_agent.rebuild.scene import (
     GUEST,
     NAMES,
     NEW,
     OFF,
     OLD,
     RUNNING,
-    SETTINGS,
     Killed,
     Scene,
     as_journalled,
@@ -50,28 +49,6 @@ from tests.unit.compute_agent.rebuild_scene import (
     new_job,
 )
 from tests.unit.compute_agent.stage import tools_of
-
-
-@pytest.fixture
-def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    disk = tmp_path / "disks" / "vm"
-    disk.parent.mkdir()
-    disk.write_bytes(OLD)
-    scene = Scene(disk)
-    info = qemu_img.ImageInfo(path=str(disk), format="raw", virtual_bytes=1, actual_bytes=1)
-    monkeypatch.setattr(qemu_img, "info", lambda *_: info)
-    return scene
-
-
-@pytest.fixture
-def rebuilds(scene: Scene, journal: Journal, tmp_path: Path) -> Rebuilds:
-    tools = tools_of(scene, journal, tmp_path)
-    return Rebuilds(tools, SETTINGS)
-
-
-@pytest.fixture
-def job(journal: Journal) -> Job:
-    return new_job(journal)
 
 
 def test_a_guest_that_somebody_starts_meanwhile_keeps_its_disk(

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from common import qemu_img
 from common.errors import (
     CaptureFailed,
     JobCancelled,
@@ -26,14 +25,13 @@ from compute_agent.journal import Journal
 from compute_agent.proofs import ProofSettings, RebuildUnproven
 from compute_agent.rebuild import Rebuilds
 from compute_agent.rebuild_run import RebuildRefused, RebuildSettings
-from tests.unit.compute_agent.rebuild_scene import (
+from tests.unit.compute_agent.rebuild.scene import (
     IMAGE,
     NAMES,
     NEW,
     OFF,
     OLD,
     RUNNING,
-    SETTINGS,
     Killed,
     Scene,
     as_journalled,
@@ -45,28 +43,6 @@ from tests.unit.compute_agent.rebuild_scene import (
     next_agent,
 )
 from tests.unit.compute_agent.stage import tools_of
-
-
-@pytest.fixture
-def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    disk = tmp_path / "disks" / "vm"
-    disk.parent.mkdir()
-    disk.write_bytes(OLD)
-    scene = Scene(disk)
-    info = qemu_img.ImageInfo(path=str(disk), format="raw", virtual_bytes=1, actual_bytes=1)
-    monkeypatch.setattr(qemu_img, "info", lambda *_: info)
-    return scene
-
-
-@pytest.fixture
-def rebuilds(scene: Scene, journal: Journal, tmp_path: Path) -> Rebuilds:
-    tools = tools_of(scene, journal, tmp_path)
-    return Rebuilds(tools, SETTINGS)
-
-
-@pytest.fixture
-def job(journal: Journal) -> Job:
-    return new_job(journal)
 
 
 def test_the_guest_runs_from_its_new_disk_and_nothing_of_the_old_one_is_left(

@@ -89,6 +89,33 @@ def test_sqlites_connections_are_kept_and_each_was_prepared(database_url: str) -
     database.engine.dispose()
 
 
+def test_sqlite_begins_the_transaction_that_each_use_needs(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/begins.sqlite")
+    said: list[str] = []
+    with database.engine.connect() as connection:
+        driver = connection.connection.dbapi_connection
+        assert driver is not None
+        driver.set_trace_callback(said.append)
+
+    def begun() -> list[str]:
+        found = [one for one in said if one.startswith("BEGIN")]
+        said.clear()
+        return found
+
+    said.clear()
+    with database.one_read.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))
+    assert said == ["SELECT 1"]
+    for _ in range(2):  # each time anew: oslo.db would have it begun once
+        with database.read() as session:
+            session.execute(sa.text("SELECT 1"))
+        assert begun() == ["BEGIN"]
+    with database.write() as session:
+        session.execute(sa.text("SELECT 1"))
+    assert begun() == ["BEGIN IMMEDIATE"]
+    database.engine.dispose()
+
+
 def test_first_reports_of_one_host_may_come_at_once(database_url: str, cloud: Cloud) -> None:
     """Two API processes take an agent's first reports: neither may fail on the other's row."""
     report = HostReport.from_wire(agent_says.heartbeat(agent_says.instance()))

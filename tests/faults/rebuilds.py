@@ -109,8 +109,9 @@ def assert_whole(asked: Asked, where: str) -> None:
     guest, cloud = asked.rebuilt.guest, asked.rebuilt.cloud
     wait_for(
         lambda: guest.state() == "running" and _is_as_it_says(asked),
-        f"a guest that runs from the disk of its job's outcome ({where}): {_seen(asked)}",
+        f"a guest that runs from the disk of its job's outcome ({where})",
         _PUT_RIGHT_S,
+        lambda: _seen(asked),
     )
     job = asked.job()
     assert job["state"] == "done" or (job["reason"] and job["reason_code"]), where

@@ -38,7 +38,7 @@ class NewServer:
         A job that was given up while its agent could not speak may be done after all.
         """
         cloud = self.scene.cloud
-        wait_for(self._is_as_it_says, f"what its job says ({where}): {self._seen()}", _PUT_RIGHT_S)
+        wait_for(self._is_as_it_says, f"what its job says ({where})", _PUT_RIGHT_S, self._seen)
         server = show(cloud, self.server_id)
         assert server["OS-EXT-STS:task_state"] is None, where
         assert self.job()["state"] == "done" or server["fault"]["message"], where
@@ -50,7 +50,8 @@ class NewServer:
         status = show(cloud, self.server_id)["status"]
         if self.job()["state"] != "done":
             return status == "ERROR" and not left_of(cloud, self.server_id)
-        files = sorted(path.name for path in place(cloud, self.server_id).iterdir())
+        # A directory that is not there (yet) has no files.
+        files = sorted(path.name for path in place(cloud, self.server_id).glob("*"))
         return status == "ACTIVE" and self._domain_state() == "running" and files == _WHOLE
 
     def _domain_state(self) -> str:

@@ -26,11 +26,19 @@ SLOWLY = {"stillframe:bandwidth_limit": "25"}
 _job_ids: dict[str, str] = {}
 
 
-def wait_for(holds: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:
-    """Wait until something outside of this process holds; return what it returned."""
+def wait_for(
+    holds: Callable[[], Any],
+    what: str,
+    timeout_s: float = TIMEOUT_S,
+    seen: Callable[[], object] = str,
+) -> Any:
+    """Wait until something outside of this process holds; return what it returned.
+
+    What is `seen` when it did not come is told.
+    """
     deadline = time.monotonic() + timeout_s
     while not (found := holds()):
-        assert time.monotonic() < deadline, f"{what} did not come in {timeout_s} s"
+        assert time.monotonic() < deadline, f"{what} did not come in {timeout_s} s {seen()}"
         time.sleep(0.05)
     return found
 

@@ -332,11 +332,13 @@ def make_identity(settings: cfg.ConfigOpts) -> Any:
         )
     # Its own default waits for ever.
     settings.set_default("http_connect_timeout", _KEYSTONE_TIMEOUT_S, group=group)
+    # What the access rules of an application credential call this API.
+    settings.set_default("service_type", "compute", group=group)
     try:
         check = auth_token.AuthProtocol(identity.confirmed, {"oslo_config_config": settings})
     except keystone_errors.ClientException as error:
         raise ConfigurationError(f"[keystone_authtoken]: {error}") from error
-    return identity.KeystoneIdentity(check)
+    return identity.KeystoneIdentity(check, cache_s=settings[group].token_cache_time)
 
 
 def behind_proxy(application: Any, settings: cfg.ConfigOpts) -> Any:

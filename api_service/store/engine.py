@@ -86,7 +86,7 @@ class _KeepsConnections(CreateEnginePlugin):
 
     def __init__(self, _url: URL, options: dict[str, Any]) -> None:
         options["poolclass"] = QueuePool
-        options.update(pool_size=_SQLITE_KEPT, max_overflow=-1)
+        options.update(pool_size=_SQLITE_KEPT, max_overflow=-1, pool_pre_ping=False)
 
     def update_url(self, url: URL) -> URL:
         """Nothing of the URL is the plugin's."""

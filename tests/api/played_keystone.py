@@ -31,7 +31,11 @@ FOREVER, LONG_AGO = "2999-01-01T00:00:00.000000Z", "2001-01-01T00:00:00.000000Z"
 
 
 def token(name: str) -> dict[str, Any] | None:
-    """Return what Keystone says of a token named ROLE@PROJECT, with `!` if it has expired."""
+    """Return what Keystone says of a token named ROLE@PROJECT.
+
+    With `!` it has expired, with `?PATH` its application credential may GET that path alone.
+    """
+    name, _, allowed = name.partition("?")
     role, _, project = name.rstrip("!").partition("@")
     if role not in ROLES:
         return None
@@ -48,9 +52,15 @@ def token(name: str) -> dict[str, Any] | None:
         "roles": [{"id": one, "name": one} for one in ROLES[role]],
         "issued_at": LONG_AGO,
         "expires_at": LONG_AGO if name.endswith("!") else FOREVER,
-        "catalog": [],
+        "catalog": [{"type": "compute", "id": "c", "name": "nova", "endpoints": []}],
         **scope,
+        **({"application_credential": _restricted_to(allowed)} if allowed else {}),
     }
+
+
+def _restricted_to(path: str) -> dict[str, Any]:
+    rule = {"id": "one", "service": "compute", "method": "GET", "path": path}
+    return {"id": "a", "name": "a", "restricted": True, "access_rules": [rule]}
 
 
 class PlayedKeystone(BaseHTTPRequestHandler):

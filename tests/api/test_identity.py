@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
+import falcon
 import pytest
 from falcon import testing
 
 from api_service.app import behind_proxy, make_application, make_identity
+from api_service.identity import KeystoneIdentity, confirmed
+from common.context import RequestContext
 from common.errors import ConfigurationError
 from common.reports import InstanceRecord
 from tests.api.clouds import Cloud, RecordedCasts
@@ -121,6 +126,80 @@ def test_keystone_is_asked_once_for_a_token(
     for _ in range(5):
         assert ask(http, f"member@{OWN}").status_code == 200
     assert PlayedKeystone.asked == before + 1
+
+
+def test_a_caller_who_asks_again_at_once_is_who_it_was(
+    http: testing.TestClient, instance: InstanceRecord
+) -> None:
+    for _ in range(2):
+        for role, project, seen in [("member", OWN, 1), ("member", OTHER, 0), ("admin", OTHER, 0)]:
+            reply = ask(http, f"{role}@{project}")
+            assert (reply.status_code, len(reply.json["servers"])) == (200, seen)
+        assert ask(http, f"admin@{OTHER}", "/v2.1/os-services").status_code == 200
+        assert ask(http, f"member@{OTHER}", "/v2.1/os-services").status_code == 403
+
+
+def test_a_token_that_came_in_another_header_lets_nobody_else_in(http: testing.TestClient) -> None:
+    """Keystonemiddleware knows a second name of the header, from Swift."""
+    assert ask(http, None, X_Storage_Token=f"member@{OWN}").status_code == 200
+    assert ask(http, "").status_code == 401
+    assert ask(http, None).status_code == 401
+
+
+@pytest.mark.parametrize(("lasts_s", "known_s"), [(3600.0, 1.0), (0.5, 0.5)])
+def test_a_caller_is_known_for_a_second_and_never_longer_than_its_token_lasts(
+    lasts_s: float, known_s: float
+) -> None:
+    asked: list[str] = []
+    expires_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=lasts_s)
+
+    def check(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        asked.append(environ["HTTP_X_AUTH_TOKEN"])
+        environ["keystone.token_info"] = {"token": {"expires_at": expires_at.isoformat()}}
+        environ["HTTP_X_PROJECT_ID"] = OWN
+        return confirmed(environ, start_response)
+
+    now = 0.0
+    identity = KeystoneIdentity(check, cache_s=300, clock=lambda: now)
+
+    def ask_at(second: float) -> int:
+        nonlocal now
+        now = second
+        environ = testing.create_environ(path="/v2.1/servers", headers={"X-Auth-Token": "t"})
+        request = falcon.Request(environ)
+        request.context.caller = RequestContext()
+        identity.process_request(request, falcon.Response())
+        assert request.context.caller.project_id == OWN
+        return len(asked)
+
+    assert [ask_at(0), ask_at(known_s - 0.1), ask_at(known_s + 0.1)] == [1, 1, 2]
+
+
+def test_access_rules_of_an_application_credential_hold_for_each_request(
+    http: testing.TestClient, instance: InstanceRecord
+) -> None:
+    restricted = f"member@{OWN}?/v2.1/servers"
+    for _ in range(2):
+        assert ask(http, restricted).status_code == 200
+        assert ask(http, restricted, f"/v2.1/servers/{instance.uuid}").status_code == 401
+
+
+def test_a_service_s_second_token_is_looked_at_each_time(http: testing.TestClient) -> None:
+    for _ in range(2):
+        assert ask(http, f"member@{OWN}").status_code == 200
+        assert ask(http, f"member@{OWN}", X_Service_Token="forged").status_code == 401
+
+
+def test_where_nothing_shall_be_remembered_keystone_is_asked_each_time(
+    cloud: Cloud, keystone: str
+) -> None:
+    forgetful = settings(keystone)
+    forgetful.set_override("token_cache_time", -1, group="keystone_authtoken")
+    http = testing.TestClient(make_application(cloud._services(), make_identity(forgetful)))
+    before = PlayedKeystone.asked
+    for _ in range(3):
+        assert ask(http, f"member@{OWN}").status_code == 200
+    assert PlayedKeystone.asked == before + 3
 
 
 def test_a_keystone_that_is_away_is_503(cloud: Cloud) -> None:

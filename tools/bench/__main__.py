@@ -4,7 +4,7 @@
     python -m tools.bench snapshot [--quick] [--json FILE] [--plot FILE.svg]
     python -m tools.bench pause [--count N] [--json FILE] [--plot FILE.svg]
     python -m tools.bench restore [--rounds N] [--json FILE]
-    python -m tools.bench api [--quick] [--json FILE]
+    python -m tools.bench api [--quick] [--noauth] [--json FILE]
 
 Must run as root in the interpreter of a venv with `stillframe[api,agent]`
 (`.demo/venv` after `make demo`). docs/benchmarks.md says what is counted.
@@ -51,6 +51,7 @@ def main() -> int:
     command.set_defaults(measure=_restore, table=restore.table, plot=None)
     command = benchmarks.add_parser("api", help="requests a second, beside a bare resource")
     command.add_argument("--quick", action="store_true", help="in three minutes")
+    command.add_argument("--noauth", action="store_true", help="ask no Keystone")
     command.set_defaults(measure=_api, table=api.table, plot=None)
     for one in benchmarks.choices.values():
         one.add_argument("--json", type=Path, help="write the figures to this file")
@@ -74,7 +75,8 @@ def _snapshot(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _api(arguments: argparse.Namespace) -> dict[str, Any]:
-    return api.run(api.QUICK if arguments.quick else api.Plan())
+    plan = api.QUICK if arguments.quick else api.Plan()
+    return api.run(dataclasses.replace(plan, with_keystone=not arguments.noauth))
 
 
 def _restore(arguments: argparse.Namespace) -> dict[str, Any]:

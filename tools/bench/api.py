@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many requests the API answers, and how fast, beside a bare resource on the same server.
 
-Real parts: RabbitMQ, Glance, a SQLite database with ten thousand instances,
-one stillframe-api; only the agent does nothing with what it is cast. In each
-round every request follows the bare resource in shuffled order.
+Real parts: RabbitMQ, Keystone, Glance, a SQLite database with ten thousand
+instances, one stillframe-api, which has the tokens in its cache; only the agent
+does nothing with what it is cast. In each round every request follows the bare
+resource in shuffled order.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ from tools.bench import load
 from tools.bench.load import Request
 from tools.bench.stage import say
 from tools.demo import CACHE
-from tools.stack import glance
+from tools.stack import glance, keystone
 from tools.stack.glance import Glance
+from tools.stack.identity import Endpoints, Identity, NoIdentity
+from tools.stack.keystone import Keystone
 from tools.stack.process import Process, free_port, listens
 from tools.stack.rabbitmq import RabbitMq
 
@@ -59,31 +62,21 @@ service_down_time = 86400
 bind_port = {port}
 dispatch_interval = 3600
 job_accept_timeout = 86400
-{identity}
 [quota]
 open_jobs = -1
-[glance]
-endpoint_override = {glance}
+{identity}
 """
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """How callers are known: options of `[api]` (and groups after it), and a project's token."""
-
-    config: str
-    token: Callable[[str], str]
-
-
-NOAUTH = Identity(config="auth_strategy = noauth", token=lambda project: f"bench:{project}")
+#: Users, each a member of the project of its name: of ten thousand instances, and of a hundred.
+_OF_MANY, _OF_FEW = "demo", "other"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How long each request is asked, and how often the whole is done."""
+    """How long each request is asked, how often the whole is done, and who knows the callers."""
 
     rounds: int = 5
     seconds: float = 5.0
+    with_keystone: bool = True
 
 
 QUICK = Plan(rounds=2, seconds=2.0)
@@ -101,14 +94,17 @@ class Row:
 class Stage:
     """One API, what it talks to, and what it knows."""
 
-    def __init__(self, directory: Path, identity: Identity = NOAUTH) -> None:
+    def __init__(self, directory: Path, *, with_keystone: bool) -> None:
         self._directory = directory
-        self._identity = identity
         self.rabbitmq = RabbitMq(directory / "rabbitmq")
         self.glance = Glance(directory / "glance", CACHE / "venv-glance")
         self.api, self.bare = Process("api", directory), Process("bare", directory)
         self.agent = Process("agent", directory)
         self.port, self.bare_port = free_port(), free_port()
+        self.identity: Identity = NoIdentity()
+        if with_keystone:
+            self.identity = self._make_identity()
+        self.glance.identity = self.identity
         self.many, self.few, self.spare = (
             [str(uuid.uuid4()) for _ in range(count)] for count in (MANY, FEW, _SNAPSHOTS)
         )
@@ -116,12 +112,15 @@ class Stage:
     def start(self) -> None:
         """Start everything, announce the instances, and take one snapshot that never ends."""
         with ThreadPoolExecutor() as pool:
-            for done in [pool.submit(one.start) for one in (self.rabbitmq, self.glance)]:
+            parts = (self.rabbitmq, self.identity, self.glance)
+            for done in [pool.submit(one.start) for one in parts]:
                 done.result()
+        self._tokens = {user: self.identity.token(user) for user in (_OF_MANY, _OF_FEW)}
         config = self._configure()
         bin_directory = Path(sys.executable).parent
-        manage = [bin_directory / "stillframe-manage", "--config-file", config, "db", "sync"]
-        subprocess.run(manage, check=True, timeout=_START_S, capture_output=True)
+        manage = f"{bin_directory}/stillframe-manage"
+        command = [manage, "--config-file", str(config), "db", "sync"]
+        subprocess.run(command, check=True, timeout=_START_S, capture_output=True)
         self._announce()
         self.agent.start(_python("agent", str(config), HOST))
         self.api.start([str(bin_directory / "stillframe-api"), "--config-file", str(config)])
@@ -136,18 +135,19 @@ class Stage:
         for process in (self.bare, self.api, self.agent):
             process.stop()
         self.glance.stop()
+        self.identity.stop()
         self.rabbitmq.stop()
 
     def rows(self) -> list[Row]:
         """Return what is asked, the bare resource first."""
         asked = {
-            "GET server": self._get(f"/{self.many[1]}", "many"),
-            f"list {FEW} of {FEW}": self._get(f"/detail?limit={FEW}", "few"),
-            f"list {FEW} of {MANY}": self._get(f"/detail?limit={FEW}", "many"),
+            "GET server": self._get(f"/{self.many[1]}", _OF_MANY),
+            f"list {FEW} of {FEW}": self._get(f"/detail?limit={FEW}", _OF_FEW),
+            f"list {FEW} of {MANY}": self._get(f"/detail?limit={FEW}", _OF_MANY),
             f"list {FEW} of {MANY}, middle": self._get(
-                f"/detail?limit={FEW}&marker={self.many[MANY // 2]}", "many"
+                f"/detail?limit={FEW}&marker={self.many[MANY // 2]}", _OF_MANY
             ),
-            f"list {PAGE} of {MANY}": self._get(f"/detail?limit={PAGE}", "many"),
+            f"list {PAGE} of {MANY}": self._get(f"/detail?limit={PAGE}", _OF_MANY),
             "createImage 409": self._snapshot(self.many[0], 409),
             "createImage 404": self._snapshot(str(uuid.uuid4()), 404),
             "createImage 400": self._snapshot(self.many[1], 400, name=""),
@@ -167,8 +167,8 @@ class Stage:
         taken, self.spare = self.spare[:150], self.spare[150:]
         return [self._snapshot(one, 202) for one in taken]
 
-    def _get(self, path: str, project: str) -> Request:
-        return Request(method="GET", path=f"/v2.1/servers{path}", headers=self._headers(project))
+    def _get(self, path: str, user: str) -> Request:
+        return Request(method="GET", path=f"/v2.1/servers{path}", headers=self._headers(user))
 
     def _snapshot(self, instance: str, status: int, name: str = "nightly") -> Request:
         return Request(
@@ -176,12 +176,12 @@ class Stage:
             path=f"/v2.1/servers/{instance}/action",
             status=status,
             body=json.dumps({"createImage": {"name": name}}),
-            headers=(*self._headers("many"), ("Content-Type", "application/json")),
+            headers=(*self._headers(_OF_MANY), ("Content-Type", "application/json")),
         )
 
-    def _headers(self, project: str) -> tuple[tuple[str, str], ...]:
+    def _headers(self, user: str) -> tuple[tuple[str, str], ...]:
         return (
-            ("X-Auth-Token", self._identity.token(project)),
+            ("X-Auth-Token", self._tokens[user]),
             ("OpenStack-API-Version", f"compute {_VERSION}"),
         )
 
@@ -189,7 +189,7 @@ class Stage:
         self._ask("POST", f"/v2.1/servers/{instance}/action", status, json=body)
 
     def _ask(self, method: str, path: str, status: int, **more: Any) -> bytes:
-        url, headers = f"http://127.0.0.1:{self.port}{path}", dict(self._headers("many"))
+        url, headers = f"http://127.0.0.1:{self.port}{path}", dict(self._headers(_OF_MANY))
         reply = requests.request(method, url, headers=headers, timeout=_START_S, **more)
         if reply.status_code != status:
             raise RuntimeError(f"{method} {path}: {reply.status_code} {reply.text[:500]}")
@@ -203,19 +203,22 @@ class Stage:
                 here=self._directory,
                 port=self.port,
                 broker=self.rabbitmq.transport_url,
-                glance=self.glance.endpoint,
-                identity=self._identity.config,
+                identity=self.identity.daemon_options(self.glance.endpoint),
             )
         )
         return path
 
+    def _make_identity(self) -> Keystone:
+        endpoints = Endpoints(compute=f"http://127.0.0.1:{self.port}", image=self.glance.endpoint)
+        return Keystone(self._directory / "keystone", CACHE / "venv-keystone", endpoints)
+
     def _announce(self) -> None:
         database = Database(f"sqlite:///{self._directory}/api.sqlite")
-        owners = {"many": [*self.many], "few": self.few, "spare": self.spare}
+        owned = ((self.many, _OF_MANY), (self.few, _OF_FEW), (self.spare, _OF_MANY))
         now = clock.epoch_s()
         instances = tuple(
-            _instance(one, "few" if owner == "few" else "many", now - number)
-            for owner, uuids in owners.items()
+            _instance(one, project, now - number)
+            for uuids, project in owned
             for number, one in enumerate(uuids)
         )
         report = HostReport(
@@ -236,10 +239,10 @@ class Stage:
 Took = dict[tuple[str, int], list[list[float]]]
 
 
-def run(plan: Plan, identity: Identity = NOAUTH) -> dict[str, Any]:
+def run(plan: Plan) -> dict[str, Any]:
     """Measure everything; return what the JSON has."""
     took: Took = {}
-    with stage(identity) as ready:
+    with stage(with_keystone=plan.with_keystone) as ready:
         rows = ready.rows()
         order = random.Random(_SEED)  # noqa: S311 # the same order in each run of the benchmark
         for _ in range(plan.rounds):
@@ -293,12 +296,14 @@ def table(found: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def stage(identity: Identity) -> Iterator[Stage]:
+def stage(*, with_keystone: bool) -> Iterator[Stage]:
     """Start everything; stop and remove it afterwards."""
     CACHE.mkdir(parents=True, exist_ok=True)
     glance.make_venv(CACHE / "venv-glance")
+    if with_keystone:
+        keystone.make_venv(CACHE / "venv-keystone")
     with tempfile.TemporaryDirectory(prefix="sf-bench-", ignore_cleanup_errors=True) as directory:
-        made = Stage(Path(directory), identity)
+        made = Stage(Path(directory), with_keystone=with_keystone)
         try:
             made.start()
             yield made

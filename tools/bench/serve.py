@@ -61,7 +61,7 @@ def agent(config_file: str, host: str) -> None:
     settings = conf.load(["--config-file", config_file], "stillframe-compute")
     transport = rpc.Transport(settings)
     service = transport.service(
-        topic=COMPUTE_TOPIC, host=host, version=RPC_VERSION, endpoint=IdleAgent()
+        topic=COMPUTE_TOPIC, host=host, version=RPC_VERSION, endpoints=[IdleAgent()]
     )
     service.start()
     signal.sigwait({signal.SIGTERM})

@@ -41,9 +41,13 @@ class Endpoints:
 class Identity(Protocol):
     """What a `Cloud` needs of either kind."""
 
-    #: Further lines of glance-api.conf, and of its policy.
-    glance_options: str
-    glance_policy: str
+    @property
+    def glance_options(self) -> str:
+        """Further lines of glance-api.conf."""
+
+    @property
+    def glance_policy(self) -> str:
+        """Glance's policy file."""
 
     def start(self) -> None:
         """Start what runs for it."""

@@ -13,6 +13,7 @@ import contextlib
 import json
 import sys
 import uuid
+from typing import Any
 
 import keystone.server
 from keystone import exception
@@ -25,7 +26,7 @@ from keystone.conf import CONF
 DOMAIN = "default"
 
 
-def make_keys():
+def make_keys() -> None:
     """Make the keys that tokens are signed with."""
     group = CONF.fernet_tokens
     keys = FernetUtils(group.key_repository, group.max_active_keys, "fernet_tokens")
@@ -34,7 +35,7 @@ def make_keys():
         keys.initialize_key_repository()
 
 
-def fill(wanted):
+def fill(wanted: dict[str, Any]) -> None:
     """Make projects, users, their roles, and the catalogue."""
     bootstrapper = Bootstrapper()
     bootstrapper.admin_username = bootstrapper.project_name = "admin"
@@ -54,14 +55,16 @@ def fill(wanted):
             make_endpoint(kind, url, wanted["region"])
 
 
-def make_project(project):
+def make_project(project: str) -> None:
     """Make a project whose id is its name."""
     record = {"id": project, "name": project, "domain_id": DOMAIN, "enabled": True}
     with contextlib.suppress(exception.Conflict):
         ProviderAPIs.resource_api.create_project(project, record)
 
 
-def make_user(roles, name, password, project, role):
+def make_user(
+    roles: dict[str, str], name: str, password: str, project: str, role: list[str]
+) -> None:
     """Make a user who has a role in a project; a role that is not Keystone's own is made, too."""
     record = {"name": name, "password": password, "domain_id": DOMAIN, "enabled": True}
     try:
@@ -78,7 +81,7 @@ def make_user(roles, name, password, project, role):
             )
 
 
-def make_endpoint(kind, url, region):
+def make_endpoint(kind: str, url: str, region: str) -> None:
     """Put a service into the catalogue."""
     catalog = ProviderAPIs.catalog_api
     try:
@@ -87,8 +90,8 @@ def make_endpoint(kind, url, region):
         catalog.create_service(kind, {"id": kind, "type": kind, "name": kind, "enabled": True})
     for interface in ("public", "internal"):
         name = f"{kind}-{interface}"
-        record = {"id": name, "interface": interface, "url": url, "service_id": kind}
-        record |= {"enabled": True, "region_id": region}
+        record: dict[str, Any] = {"id": name, "interface": interface, "url": url}
+        record |= {"service_id": kind, "enabled": True, "region_id": region}
         try:
             catalog.get_endpoint(name)
             catalog.update_endpoint(name, record)

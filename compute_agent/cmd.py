@@ -24,6 +24,7 @@ from common.states import DISK_KINDS, IMAGE_KINDS, POWER_KINDS, JobKind
 from compute_agent import lock, release, snapshot
 from compute_agent.announcer import Announcer
 from compute_agent.capture.workspace import Directories
+from compute_agent.disks import buffers
 from compute_agent.endpoint import Endpoint
 from compute_agent.guest import accelerator
 from compute_agent.guest.connection import Hypervisor
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = conf.load(sys.argv[1:] if argv is None else argv, PROG)
         log.setup(settings, LOG_FILE)
+        buffers.keep()
         daemon.lead_process_group()
         agent = Agent(settings)
     except (StillframeError, cfg.Error) as error:

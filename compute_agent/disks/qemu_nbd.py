@@ -21,6 +21,7 @@ from typing import Self
 
 from common import qemu_img
 from common.errors import JobFailed
+from compute_agent.disks import buffers
 from compute_agent.disks.nbd import NbdClient, NbdConnectionLost
 
 LOG = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class QemuNbd:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            env=os.environ | buffers.ENVIRONMENT,
         )
         try:
             self._wait_until_it_serves(process, time.monotonic() + timeout_s)

@@ -86,7 +86,9 @@ class _KeepsConnections(CreateEnginePlugin):
 
     def __init__(self, _url: URL, options: dict[str, Any]) -> None:
         options["poolclass"] = QueuePool
-        options.update(pool_size=_SQLITE_KEPT, max_overflow=-1, pool_pre_ping=False)
+        options.update(pool_size=_SQLITE_KEPT, max_overflow=-1)
+        # A file does not go away as a server does; the connection used last has its pages at hand.
+        options.update(pool_pre_ping=False, pool_use_lifo=True)
 
     def update_url(self, url: URL) -> URL:
         """Nothing of the URL is the plugin's."""

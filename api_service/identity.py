@@ -81,10 +81,12 @@ class _Known:
 
     def put(self, request: falcon.Request, found: dict[str, Any]) -> None:
         """Keep what was found for as long as the token lasts, if it depends on that alone."""
-        key, told = _key(request), request.env[_TOLD]["token"]
+        key, told = _key(request), request.env.get(_TOLD, {}).get("token")
+        if key is None or told is None:
+            return  # also where `delay_auth_decision` lets through what is no good
         rules = (told.get("application_credential") or {}).get("access_rules")
         # With rules the path counts, too, and of a bound token the connection.
-        if key is None or rules is not None or told.get("bind"):
+        if rules is not None or told.get("bind"):
             return
         expires_at = timeutils.normalize_time(timeutils.parse_isotime(told["expires_at"]))
         left_s = (expires_at - timeutils.utcnow()).total_seconds()

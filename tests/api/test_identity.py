@@ -202,6 +202,17 @@ def test_where_nothing_shall_be_remembered_keystone_is_asked_each_time(
     assert PlayedKeystone.asked == before + 3
 
 
+def test_a_decision_that_shall_be_delayed_lets_nobody_in(
+    cloud: Cloud, keystone: str, instance: InstanceRecord
+) -> None:
+    delaying = settings(keystone)
+    delaying.set_override("delay_auth_decision", True, group="keystone_authtoken")
+    http = testing.TestClient(make_application(cloud._services(), make_identity(delaying)))
+    for bad in (None, "forged", f"member@{OWN}!"):
+        assert ask(http, bad, X_Project_Id=OWN).status_code == 403
+    assert ask(http, f"member@{OWN}").status_code == 200
+
+
 def test_a_keystone_that_is_away_is_503(cloud: Cloud) -> None:
     nowhere = settings(f"http://127.0.0.1:{free_port()}/v3")
     register_keystone(nowhere)

@@ -36,7 +36,6 @@ from common.errors import ConfigurationError
 
 _BUSY_TIMEOUT_MS = 10_000
 _WRITES = "stillframe_writes"
-_ONE_READ = "stillframe_one_read"
 #: Where oslo.db notes on a SQLite connection that it has begun a transaction.
 _BEGUN = "in_transaction"
 _PLUGIN = "stillframe_keeps_connections"
@@ -111,8 +110,6 @@ class Database:
         except sql_errors.OperationalError as error:
             # What oslo.db takes for no lack of a connection: a wrong password, say.
             raise db_errors.DBError(error) from error
-        #: For one statement that reads, which needs no transaction on SQLite.
-        self.one_read: Engine = self.engine.execution_options(**{_ONE_READ: True})
         self._is_sqlite = self.engine.dialect.name == "sqlite"
         self._is_mariadb = bool(getattr(self.engine.dialect, "is_mariadb", False))
         if self._is_sqlite:
@@ -251,10 +248,7 @@ def _prepare_sqlite(engine: Engine) -> None:
     # In place of oslo.db's, which sends every BEGIN through SQLAlchemy's compiler.
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        if _ONE_READ in options:
-            return
-        if _WRITES in options:
+        if _WRITES in connection.get_execution_options():
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
             # It takes no lock, so that no failure of it must be told as oslo.db's.

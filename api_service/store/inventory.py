@@ -75,7 +75,7 @@ class Inventory:
 
     def instance(self, instance_uuid: str) -> Instance | None:
         """Return an instance that exists."""
-        with self.database.one_read.connect() as connection:
+        with self.database.engine.connect() as connection:
             row = connection.execute(_ONE, {"uuid": instance_uuid}).one_or_none()
             return records.instance(row) if row else None
 

@@ -18,7 +18,7 @@ _PIECE_BYTES = 1 << 20
 def put(stage: Stage, *, chunked: bool = False) -> Sample:
     """Put the bytes of the first snapshot into a fresh image: one thread, nothing hashed."""
     image_id = client.create_record(stage.cloud)
-    with stage.meter(Helpers(), quiet=False) as meter:
+    with stage.meter(Helpers()) as meter:
         client.put(stage.cloud, image_id, stage.put_source, chunked=chunked)
     client.delete(stage.cloud, image_id)
     return meter.sample(image_bytes=stage.put_source.stat().st_size)

@@ -37,10 +37,29 @@ _SWITCH = (
 class Overlays(Handle):
     """What overlays are put on and merged by."""
 
-    def switch_to_overlays(self, overlays: Mapping[str, str]) -> None:
-        """Put prepared qcow2 overlays on disks, all at one instant; {target: path}."""
+    def switch_xml(self, overlays: Mapping[str, str]) -> str:
+        """Return what `switch_to_overlays` takes for prepared qcow2 overlays; {target: path}.
+
+        The other disks are named, too: of one that is not, libvirt makes an overlay itself.
+        """
+        snapshot = ET.Element("domainsnapshot")
+        disks = ET.SubElement(snapshot, "disks")
+        for disk in description.disks(self.describe()):
+            path = overlays.get(disk.target)
+            if path is None:
+                ET.SubElement(disks, "disk", name=disk.target, snapshot="no")
+                continue
+            element = ET.SubElement(
+                disks, "disk", name=disk.target, snapshot="external", type="file"
+            )
+            ET.SubElement(element, "driver", type="qcow2")
+            ET.SubElement(element, "source", file=path)
+        return ET.tostring(snapshot, encoding="unicode")
+
+    def switch_to_overlays(self, switch_xml: str) -> None:
+        """Put overlays on disks, all at one instant; one call, for the guest may stand still."""
         with translated("fixing the point in time"):
-            self._domain.snapshotCreateXML(self._switch_xml(overlays), _SWITCH)
+            self._domain.snapshotCreateXML(switch_xml, _SWITCH)
 
     def source_path(self, target: str) -> str | None:
         """Return the file or device that a disk writes to now; None if there is no such disk."""
@@ -84,21 +103,6 @@ class Overlays(Handle):
             domain = description.parse(self._domain.XMLDesc(flags))
             _set_source(_element_of(domain, disk.target), disk)
             self._domain.connect().defineXML(ET.tostring(domain, encoding="unicode"))
-
-    def _switch_xml(self, overlays: Mapping[str, str]) -> str:
-        snapshot = ET.Element("domainsnapshot")
-        disks = ET.SubElement(snapshot, "disks")
-        for disk in description.disks(self.describe()):
-            path = overlays.get(disk.target)
-            if path is None:
-                ET.SubElement(disks, "disk", name=disk.target, snapshot="no")
-                continue
-            element = ET.SubElement(
-                disks, "disk", name=disk.target, snapshot="external", type="file"
-            )
-            ET.SubElement(element, "driver", type="qcow2")
-            ET.SubElement(element, "source", file=path)
-        return ET.tostring(snapshot, encoding="unicode")
 
     def _wait_until_ready(self, target: str, base_path: str) -> None:
         moved_at, last = time.monotonic(), -1

@@ -34,6 +34,7 @@ class Domain:
         self.mirror, self.job = mirror, job or {}
         self.done: list[str] = []
         self.defined: list[str] = []
+        self.described = 0
 
     def connect(self) -> Domain:
         return self
@@ -48,7 +49,11 @@ class Domain:
         return "guest"
 
     def XMLDesc(self, _flags: int = 0) -> str:
+        self.described += 1
         return DOMAIN.format(mirror=self.mirror)
+
+    def snapshotCreateXML(self, xml: str, _flags: int) -> None:
+        self.done.append(xml)
 
     def defineXML(self, xml: str) -> None:
         self.defined.append(xml)
@@ -72,6 +77,25 @@ def guest(domain: Domain) -> Overlays:
 
 def job(kind: int) -> dict[str, int]:
     return {"type": kind, "bandwidth": 0, "cur": 1, "end": 2}
+
+
+@pytest.mark.parametrize(
+    ("put_on", "told"),
+    [({"vda": "/d/over"}, ("external", "/d/over")), ({"vdb": "/d/over"}, ("no", None))],
+)
+def test_a_switch_leaves_no_disk_to_libvirt_and_takes_one_call(
+    put_on: dict[str, str], told: tuple[str, str | None]
+) -> None:
+    domain = Domain()
+    switch_xml = guest(domain).switch_xml(put_on)
+    domain.described = 0
+    guest(domain).switch_to_overlays(switch_xml)
+    assert domain.described == 0
+    (sent,) = domain.done
+    disk = description.parse(sent).find("disks/disk[@name='vda']")
+    assert disk is not None
+    source = disk.find("source")
+    assert (disk.get("snapshot"), None if source is None else source.get("file")) == told
 
 
 def test_a_merge_names_its_base_and_is_ended_by_its_own_call() -> None:

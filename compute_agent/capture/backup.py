@@ -39,16 +39,19 @@ class BackupCapture:
         self._workspace = plan.workspace
         #: The checkpoint that the job is relative to; given up if its bitmap is lost.
         self.since = plan.since
+        self._backup_xml = ""
 
     def prepare(self) -> None:
         """Check that nothing stands in the way, make the scratch files, flush the images.
 
+        Only libvirt's call is left to `begin`, for the guest may stand still then.
         Raises InstanceBusy if another backup job is open: beginning ours would
         wait for it, with the guest paused.
         """
         self._require_no_other_job()
         targets = self._plan.targets
-        self._workspace.make(space.owner_of(targets[0].path))
+        owner = self._guest.process_owner() or space.owner_of(targets[0].path)
+        self._workspace.make(owner)
         self._plan.reservations.take(
             self._workspace.scratch.name,
             [(self._workspace.scratch_file(one.name), one.capacity_bytes) for one in targets],
@@ -57,7 +60,8 @@ class BackupCapture:
         for target in targets:
             scratch = self._workspace.scratch_file(target.name)
             qemu_img.create_scratch(scratch, target.capacity_bytes)
-            os.chown(scratch, *space.owner_of(target.path))
+            os.chown(scratch, *owner)
+        self._backup_xml = self.backup_xml()
         space.flush([target.path for target in targets])
 
     def begin(self) -> None:
@@ -67,7 +71,7 @@ class BackupCapture:
         job then begins whole, in the same pause.
         """
         try:
-            self._guest.begin_backup(self.backup_xml())
+            self._guest.begin_backup(self._backup_xml)
         except HypervisorError:
             if self.since is None:
                 raise

@@ -41,15 +41,17 @@ class OverlayCapture:
         self._servers = Servers(plan.workspace)
         #: The overlays were made here and never given away: nobody can have written to them.
         self._never_put_on = False
+        self._switch_xml = ""
 
     def prepare(self) -> None:
-        """Check for space, make the overlays, flush the images."""
+        """Check for space, make the overlays, flush the images; leave the switch alone to do."""
         targets = self._plan.targets
         self._plan.reservations.take(
             self._plan.workspace.scratch.name, self._needs(), self._plan.scratch_reserve_percent
         )
         self._never_put_on = True
-        self._plan.workspace.make(space.owner_of(targets[0].path))
+        owner = self._guest.process_owner() or space.owner_of(targets[0].path)
+        self._plan.workspace.make(owner)
         for target in targets:
             overlay = self.overlay_path(target)
             qemu_img.create_overlay(
@@ -58,15 +60,16 @@ class OverlayCapture:
                 backing_format=target.disk.format,
                 size_bytes=target.capacity_bytes,
             )
-            os.chown(overlay, *space.owner_of(target.path))
+            os.chown(overlay, *owner)
+        self._switch_xml = self._guest.switch_xml(
+            {target.name: str(self.overlay_path(target)) for target in targets}
+        )
         space.flush([target.path for target in targets])
 
     def begin(self) -> None:
         """Switch the guest over: the instant is QEMU's `transaction` inside this call."""
         self._never_put_on = False
-        self._guest.switch_to_overlays(
-            {target.name: str(self.overlay_path(target)) for target in self._plan.targets}
-        )
+        self._guest.switch_to_overlays(self._switch_xml)
 
     def exports(self) -> tuple[Export, ...]:
         """Serve the disks, which now stand still, and return the exports."""

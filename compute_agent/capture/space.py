@@ -145,6 +145,6 @@ def flush(paths: Collection[str]) -> None:
 
 
 def owner_of(path: str) -> tuple[int, int]:
-    """Return uid and gid of the user that QEMU writes this disk as."""
+    """Return uid and gid of a disk's owner: the user that QEMU writes it as, if it is a file."""
     status = os.stat(path)
     return status.st_uid, status.st_gid

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class Guest:
     def __init__(self) -> None:
         self.sources: dict[str, str] = {}
         self.active, self.number, self.gone = True, "5", False
+        self.stands_still = False
         self.done: list[str] = []
         self.fails: dict[str, Exception] = {}
         self.on_commit: Callable[[], None] = lambda: None
@@ -54,9 +56,16 @@ class Guest:
     def process_id(self) -> str | None:
         return self.number if self.active else None
 
-    def switch_to_overlays(self, paths: dict[str, str]) -> None:
+    def process_owner(self) -> None:
+        return None
+
+    def switch_xml(self, paths: dict[str, str]) -> str:
+        assert not self.stands_still
+        return json.dumps(paths)
+
+    def switch_to_overlays(self, switch_xml: str) -> None:
         self.do("switch")
-        self.sources.update(paths)
+        self.sources.update(json.loads(switch_xml))
 
     def merge_overlay(self, target: str, base: str) -> None:
         self.do(f"merge {target}")
@@ -109,6 +118,14 @@ def plan(tmp_path: Path, guest: Guest, workspace: Workspace) -> Plan:
         guest.sources[name] = str(path)
         targets.append(CaptureTarget(disk=disk(name, str(path)), capacity_bytes=SIZE))
     return Plan(guest=anything, targets=tuple(targets), workspace=workspace)
+
+
+def test_only_the_switch_is_left_for_when_the_guest_stands_still(plan: Plan, guest: Guest) -> None:
+    capture = OverlayCapture(plan)
+    capture.prepare()
+    guest.stands_still = True
+    capture.begin()
+    assert guest.done == ["switch"]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import logging
 import time
 from typing import Any
 
+from common.errors import CaptureFailed
 from common.messages import disk_image_id
 from common.reports import DiskImage
 from common.states import PowerState
@@ -134,6 +135,7 @@ def facts_of(run: Run) -> dict[str, Any]:
         "since": run.capture.since,
         "images": [image.to_wire() for image in run.job.result.images],
         "figures": figures.to_wire() if figures else None,
+        "bandwidth_limit": run.job.bandwidth_limit,
     }
 
 
@@ -151,6 +153,11 @@ def _pause_of(
     settings, options = tools.settings, job.request.options
     runs = state is PowerState.RUNNING
     freeze = freeze_policy(options.freeze or settings.freeze, image_properties)
+    if freeze is Freeze.REQUIRE and state is PowerState.PAUSED:
+        raise CaptureFailed(
+            "the instance is paused, so its file systems cannot be frozen; unpause it, or "
+            "ask for a snapshot that needs no freeze"
+        )
     return Pause(
         guest,
         tools.sentinel,

@@ -8,6 +8,8 @@ guest can write any header it likes into a raw disk. Pure functions over XML.
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 
@@ -30,6 +32,8 @@ class Disk:
     boot_order: int | None = None
 
 
+#: What a guest can boot from, of what keeps its state.
+_BOOTABLE = ("disk", "lun")
 _CAPTURABLE_FORMATS = ("qcow2", "raw")
 
 #: Why a disk cannot be captured, in the order in which reasons are given.
@@ -56,6 +60,14 @@ def disks(domain: ET.Element) -> list[Disk]:
     return [_disk(element, controllers) for element in domain.iterfind("devices/disk")]
 
 
+def process_owner(domain: ET.Element) -> tuple[int, int] | None:
+    """Return uid and gid that libvirt's label gives a running guest's QEMU; None without one."""
+    for label in domain.iterfind("seclabel[@model='dac']/label"):
+        if numbers := re.fullmatch(r"\+?(\d+):\+?(\d+)", label.text or ""):
+            return int(numbers[1]), int(numbers[2])
+    return None
+
+
 def why_unusable(disk: Disk) -> str | None:
     """Return why a snapshot of this disk cannot be taken, or None if it can."""
     return next((reason for holds, reason in _UNUSABLE if holds(disk)), None)
@@ -64,26 +76,22 @@ def why_unusable(disk: Disk) -> str | None:
 def root_disk(domain: ET.Element) -> Disk:
     """Return the disk that a snapshot takes by default: the one the guest boots from.
 
-    That is the disk with the lowest boot order, or else the first that can be
-    captured. Raises NoUsableDisk with a reason for each disk if there is none.
+    That is the disk with the lowest boot order, or else the first of the
+    definition, as Nova writes it. No other is taken in its place: an image of a swap
+    disk is no backup. Raises NoUsableDisk, with the reason, if it cannot be captured.
     """
     found = disks(domain)
-    usable = [disk for disk in found if why_unusable(disk) is None]
-    ordered = sorted(
-        (disk for disk in found if disk.boot_order is not None and disk.device == "disk"),
-        key=lambda disk: disk.boot_order or 0,
-    )
-    if ordered:
-        reason = why_unusable(ordered[0])
-        if reason is None:
-            return ordered[0]
-        raise NoUsableDisk(f"the boot disk {ordered[0].target} cannot be captured: {reason}")
-    if usable:
-        return usable[0]
-    reasons = "; ".join(f"{disk.target}: {why_unusable(disk)}" for disk in found)
-    raise NoUsableDisk(
-        f"the instance has no disk that can be captured ({reasons or 'it has no disk at all'})"
-    )
+    bootable = [disk for disk in found if disk.device in _BOOTABLE]
+    if not bootable:
+        reasons = "; ".join(f"{disk.target}: {why_unusable(disk)}" for disk in found)
+        raise NoUsableDisk(
+            f"the instance has no disk that can be captured ({reasons or 'it has no disk at all'})"
+        )
+    root = min(bootable, key=lambda disk: math.inf if disk.boot_order is None else disk.boot_order)
+    reason = why_unusable(root)
+    if reason is not None:
+        raise NoUsableDisk(f"the boot disk {root.target} cannot be captured: {reason}")
+    return root
 
 
 def wanted_disks(domain: ET.Element, wanted: str) -> tuple[tuple[Disk, ...], dict[str, str]]:
@@ -100,7 +108,7 @@ def wanted_disks(domain: ET.Element, wanted: str) -> tuple[tuple[Disk, ...], dic
     left_out = {
         disk.target: reason
         for disk in others
-        if disk.device in ("disk", "lun") and (reason := why_unusable(disk))
+        if disk.device in _BOOTABLE and (reason := why_unusable(disk))
     }
     return (root, *(disk for disk in others if why_unusable(disk) is None)), left_out
 

@@ -57,6 +57,18 @@ class Guest(BackupJobs, Overlays, Power, Definition):
             libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN,
         )
 
+    def process_owner(self) -> tuple[int, int] | None:
+        """Return uid and gid that its QEMU runs as, where libvirt tells.
+
+        A device's owner does not: libvirt changes it in the /dev that this QEMU alone sees.
+        """
+        return description.process_owner(self.describe())
+
+    def is_idle(self) -> bool:
+        """Tell whether libvirt is at no job of the (active) guest's: migration, save, backup."""
+        with translated("asking for its jobs"):
+            return bool(self._domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE)
+
     def capacity_bytes(self, target: str) -> int:
         """Return the virtual size of the disk `target` ("vda")."""
         with translated(f"reading the size of {target}"):

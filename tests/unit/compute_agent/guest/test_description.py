@@ -23,7 +23,7 @@ def root(*disks: str) -> str:
     return description.root_disk(description.parse(domain(*disks))).target
 
 
-def test_the_first_disk_that_can_be_captured_is_the_root_disk() -> None:
+def test_the_first_disk_that_is_no_removable_medium_is_the_root_disk() -> None:
     cdrom = disk("sda", attributes="type='file' device='cdrom'")
     assert root(cdrom, disk("vda"), disk("vdb")) == "vda"
 
@@ -55,15 +55,34 @@ def test_a_disk_that_cannot_be_captured_is_refused_with_its_reason(
         root(disk_xml)
 
 
+@pytest.mark.parametrize(
+    ("label", "owner"),
+    [
+        ("<seclabel model='dac'><label>+64055:+108</label></seclabel>", (64055, 108)),
+        ("<seclabel model='apparmor'><label>libvirt-1</label></seclabel>", None),
+        ("", None),
+    ],
+    ids=["dac", "another model", "none"],
+)
+def test_who_runs_the_guest_is_read_from_libvirt_s_label(
+    label: str, owner: tuple[int, int] | None
+) -> None:
+    assert description.process_owner(description.parse(f"<domain>{label}</domain>")) == owner
+
+
 def test_an_instance_without_a_disk_is_told_so() -> None:
     with pytest.raises(NoUsableDisk, match="no disk at all"):
         root()
 
 
-def test_another_disk_is_not_taken_in_place_of_a_boot_disk_that_cannot_be() -> None:
-    network = disk("vda", "<boot order='1'/>", "type='network' device='disk'")
+@pytest.mark.parametrize("order", ["", "<boot order='1'/>"], ids=["no order", "first"])
+@pytest.mark.parametrize("device", ["type='network' device='disk'", "type='block' device='lun'"])
+def test_another_disk_is_not_taken_in_place_of_a_boot_disk_that_cannot_be(
+    order: str, device: str
+) -> None:
+    """An image of the instance's swap or ephemeral disk would pass for one of the instance."""
     with pytest.raises(NoUsableDisk, match="boot disk vda"):
-        root(network, disk("vdb"))
+        root(disk("vda", order, device), disk("vdb"))
 
 
 def test_a_disk_without_a_format_is_raw_and_never_probed() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InstanceNotFound, StillframeError
-from common.glance import ImageNotFound, ImageService
+from common.glance import Image, ImageNotFound, ImageService
 from common.reports import DiskImage
 from compute_agent.capture.base import CaptureTarget
 from compute_agent.guest.domain import Guest
@@ -214,7 +214,25 @@ class Increments:
                 return "the last snapshot's image was deleted"
             if image.status != "active" or link.sha512 not in (image.hash_value, ""):
                 return f"the last snapshot's image is {image.status}, or not what it was"
+            if image.disk_format != "qcow2":
+                return f"the last snapshot's image is {image.disk_format}, which carries none"
+            if not self._stands_on_something(image, chain.length):
+                return "an image that the last snapshot lies on was deleted"
         return None
+
+    def _stands_on_something(self, image: Image, length: int) -> bool:
+        """Tell whether everything below an image is there, down to the full one."""
+        for _ in range(length):
+            parent_id = image.properties.get("stillframe_parent")
+            if parent_id is None:
+                return True
+            try:
+                image = self._images.show(parent_id)
+            except ImageNotFound:
+                return False
+            if image.status != "active":
+                return False
+        return "stillframe_parent" not in image.properties
 
     def _lost_checkpoint(self, guest: Guest, chain: Chain) -> str | None:
         if chain.checkpoint in guest.checkpoint_names():

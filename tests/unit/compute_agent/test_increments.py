@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An increment is only made on what can carry it: a whole chain of qcow2 images that is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.glance import Image, ImageNotFound
+from common.reports import DiskImage
+from compute_agent.capture.base import CaptureTarget
+from compute_agent.guest.description import Disk
+from compute_agent.increments import Increments
+
+JOB = "0a1b2c3d-0000-4000-8000-000000000000"
+VDA = Disk(
+    target="vda",
+    device="disk",
+    source_type="file",
+    path="/d/vda",
+    format="qcow2",
+    has_iothread=False,
+    read_only=False,
+    shareable=False,
+)
+TARGETS = (CaptureTarget(disk=VDA, capacity_bytes=1 << 30),)
+
+
+class Guest:
+    """Keeps whatever checkpoint is made."""
+
+    uuid = "guest"
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def checkpoint_names(self) -> frozenset[str]:
+        return frozenset(self.names)
+
+    def create_checkpoint(self, xml: str) -> str:
+        self.names.add(xml.partition("<name>")[2].partition("</name>")[0])
+        return xml
+
+
+class Glance:
+    """Images by what they lie on; each is active, whole and qcow2 unless it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.parents: dict[str, str | None] = {"full": None, "first": "full", "second": "first"}
+        self.formats: dict[str, str] = {}
+
+    def show(self, image_id: str) -> Image:
+        if image_id not in self.parents:
+            raise ImageNotFound("gone")
+        parent = self.parents[image_id]
+        return Image(
+            id=image_id,
+            name=None,
+            status="active",
+            owner=None,
+            size_bytes=1,
+            hash_algorithm="sha512",
+            hash_value="hash",
+            disk_format=self.formats.get(image_id, "qcow2"),
+            container_format="bare",
+            min_disk_gib=0,
+            min_ram_mib=0,
+            properties={} if parent is None else {"stillframe_parent": parent},
+        )
+
+
+@pytest.fixture
+def glance() -> Glance:
+    return Glance()
+
+
+def planned(glance: Glance, directory: Path) -> str | None:
+    """Have a snapshot be the third of its chain, and return why the next one is a full one."""
+    anything: Any = glance
+    guest: Any = Guest()
+    increments = Increments(directory, anything, max_length=7)
+    increments.begin(guest, TARGETS, JOB)
+    image = DiskImage(image_id="second", disk="vda", sha512="hash", chain_length=2)
+    increments.settle(guest, JOB, [image], {"vda": 1 << 30})
+    return increments.plan(guest, TARGETS, method="backup", image_format="qcow2").why_full
+
+
+def test_the_next_snapshot_is_an_increment_on_a_chain_that_is_whole(
+    glance: Glance, tmp_path: Path
+) -> None:
+    assert planned(glance, tmp_path) is None
+
+
+@pytest.mark.parametrize("gone", ["full", "first", "second"])
+def test_an_image_deleted_anywhere_in_the_chain_makes_the_next_snapshot_a_full_one(
+    glance: Glance, tmp_path: Path, gone: str
+) -> None:
+    """Increments are hidden: what a user sees, and deletes, is the full one below them all."""
+    del glance.parents[gone]
+    assert "deleted" in (planned(glance, tmp_path) or "")
+
+
+def test_nothing_is_laid_on_a_raw_image(glance: Glance, tmp_path: Path) -> None:
+    glance.formats["second"] = "raw"
+    assert "raw" in (planned(glance, tmp_path) or "")

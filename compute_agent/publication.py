@@ -14,12 +14,13 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from common import clock
 from common.errors import JobCancelled, StillframeError, VerifyFailed
 from common.glance import Image, ImageNotFound, ImageRefused
-from common.messages import second_image_id
+from common.messages import disk_image_id, second_image_id
 from common.reports import CaptureFigures, DiskImage
 from common.states import TaskState
 from compute_agent import upload
@@ -34,6 +35,8 @@ from compute_agent.tools import Tools
 
 LOG = logging.getLogger(__name__)
 
+R = TypeVar("R")
+
 
 class Publication:
     """The images of one job, on their way; `job.result.images` says how far each is."""
@@ -45,6 +48,8 @@ class Publication:
         self._teller = Teller(job, tools.settings.progress_log_interval_s)
         #: Images whose data is ours: whatever they hold, we may delete them.
         self._begun: set[str] = set()
+        #: Images whose record is known to be there.
+        self._present: set[str] = set()
         #: Images that an earlier agent had begun with: they may be there, or have arrived.
         self._taken_up: set[str] = set()
 
@@ -64,7 +69,9 @@ class Publication:
         for image in self._all:
             with _deletion_cancels():
                 if image is not root and not self._exists(image):
+                    # Waited for, whatever happens: a record made late would be nobody's.
                     self._make_record(root, image)
+                self._present.add(image.image_id)
                 self._describe(image)
 
     def stream(self, exports: Sequence[Export]) -> None:
@@ -98,10 +105,19 @@ class Publication:
 
     def publish(self) -> None:
         """Write the verified hash onto the images: whoever restores one can check again."""
-        for image in self._all:
+        for at, image in enumerate(self._all):
             self._require_parent(image)
             with _deletion_cancels():
-                self._images.update(image.image_id, {"stillframe_sha512": image.sha512})
+                self._update(image.image_id, {"stillframe_sha512": image.sha512})
+            first_id = self._first_id(at)
+            if first_id != image.image_id and image.image_id in self._taken_up:
+                # The agent that made the second may not have come to removing the first.
+                self._ask(functools.partial(self._images.delete, first_id))
+
+    def present(self) -> list[str]:
+        """Return the images that must be there: whoever deletes one of them means to cancel."""
+        root, *others = [image.image_id for image in self._all]
+        return [root, *(image_id for image_id in others if image_id in self._present)]
 
     def discard(self) -> None:
         """Delete the images that did not come to be; the API does it if Glance is away now.
@@ -143,7 +159,7 @@ class Publication:
         if image.image_id not in self._taken_up:
             return False
         try:
-            self._images.show(image.image_id)
+            self._show(image.image_id)
         except ImageNotFound:
             return False
         return True
@@ -158,7 +174,7 @@ class Publication:
         if image.parent_image_id is None:
             return
         try:
-            status = self._images.show(image.parent_image_id).status
+            status = self._show(image.parent_image_id).status
         except ImageNotFound:
             status = "deleted"
         if status != "active":
@@ -183,17 +199,19 @@ class Publication:
             changes["stillframe_disks"] = ",".join(one.disk for one in self._all)
         if self._job.request.instance.project_id:
             changes["owner_id"] = self._job.request.instance.project_id
-        self._images.update(image.image_id, changes)
+        self._update(image.image_id, changes)
 
     def _layout(self, export: Export) -> Layout:
         settings = self._tools.settings
-        if settings.compression:
+        # As in Nova, only qcow2 can be compressed.
+        compression = settings.compression if settings.image_format == "qcow2" else None
+        if compression:
             LOG.info("Compressing disk %s: first pass", export.target)
         with self._open(export) as source:
             return make_layout(
                 Paced(source, self._throttles().lease(self._job.stopped)),
                 disk_format=settings.image_format,
-                compression=settings.compression,
+                compression=compression,
                 changes=export.changes,
                 on_progress=self._teller.tell_first_pass,
             )
@@ -235,7 +253,8 @@ class Publication:
         self._note(at, size_bytes=digest.size_bytes, sha512=digest.sha512)
 
     def _settled(self, image: DiskImage) -> Image:
-        return upload.settled(self._images, image.image_id, self._job.stopped)
+        stopped = self._job.stopped
+        return self._ask(lambda: upload.settled(self._images, image.image_id, stopped))
 
     def _read_again(self, image: DiskImage, pump: Pump) -> Digest | None:
         """Return what the image must hold, if the bytes of an earlier agent had all arrived."""
@@ -249,7 +268,7 @@ class Publication:
         image = self._all[at]
         digest = Digest(size_bytes=image.size_bytes or 0, sha512=image.sha512 or "")
         with _deletion_cancels():
-            upload.verify(self._images, image.image_id, digest)
+            self._ask(lambda: upload.verify(self._images, image.image_id, digest))
         LOG.info("Verified: Glance holds the %d bytes that were read", digest.size_bytes)
 
     def _replace_record(self, at: int) -> None:
@@ -261,9 +280,29 @@ class Publication:
             # Whoever finds the job interrupted must know of this one too.
             known = [image.to_wire() for image in self._all]
             self._tools.journal.note(self._job.entry.job_id, images=known)
+            self._present.add(new)
             self._describe(self._all[at])
+            if at == 0:
+                for image in self._all[1:]:
+                    self._update(image.image_id, {"stillframe_root_image": new})
             self._images.delete(old)
         LOG.warning("Image %s takes the place of %s", new, old)
+
+    def _first_id(self, at: int) -> str:
+        """Return the id that an image has if its bytes come through as they were read."""
+        root_id = self._job.request.image_id
+        return disk_image_id(root_id, self._all[at].disk) if at else root_id
+
+    def _show(self, image_id: str) -> Image:
+        return self._ask(functools.partial(self._images.show, image_id))
+
+    def _update(self, image_id: str, changes: dict[str, object]) -> None:
+        self._ask(functools.partial(self._images.update, image_id, changes))
+
+    def _ask(self, call: Callable[[], R]) -> R:
+        """Return Glance's answer; a job that is stopped does not wait for it, and says why."""
+        with self._stop_reason():
+            return upload.unless_stopped(call, self._job.stopped)
 
     def _discard(self, image_id: str) -> None:
         if image_id in self._begun or self._images.show(image_id).status == "queued":

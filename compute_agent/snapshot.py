@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from common.errors import CaptureFailed, InstanceNotFound, StillframeError
+from common.errors import CaptureFailed, InstanceBusy, InstanceNotFound, StillframeError
 from common.reports import CaptureFigures, DiskImage
 from common.states import JobKind, TaskState
 from compute_agent import release, watch
@@ -43,6 +43,12 @@ def prepare(run: Run) -> None:
         # libvirt puts no overlay on a disk that has a checkpoint.
         run.tools.increments.forget(run.guest)
     run.capture.prepare()
+    if run.capture.pausable and not run.guest.is_idle():
+        # libvirt would have us wait for it, half a minute, with the guest stopped.
+        raise InstanceBusy(
+            "another operation (a migration, a save, a backup) is at work on the instance; "
+            "try again when it ends"
+        )
 
 
 def pause(run: Run) -> None:
@@ -292,8 +298,7 @@ def _look_after(run: Run) -> None:
     capture, min_free_bytes = run.capture, settings.scratch_min_free_bytes
     checks = [watch.space_is_left(capture.growing(), min_free_bytes, capture.reserve_bytes)]
     run.closing.enter_context(watch.Watch(job, checks))
-    images = run.job.result.images
-    wanted = watch.image_is_wanted(run.tools.images, lambda: [images[0].image_id])
+    wanted = watch.image_is_wanted(run.tools.images, run.publication.present)
     # Apart: a Glance that hangs must not keep anybody from looking at the space left.
     run.closing.enter_context(watch.Watch(job, [wanted], watch.IMAGE_INTERVAL_S))
     if settings.adaptive and run.capture.pausable:

@@ -12,7 +12,9 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, wait
+from typing import TypeVar
 
 from common import context
 from common.errors import StillframeError, VerifyFailed
@@ -27,12 +29,14 @@ from compute_agent.stream.pump import Digest, Pump, Stopped
 
 LOG = logging.getLogger(__name__)
 
+R = TypeVar("R")
+
 _BACKOFF_S = (1.0, 3.0, 10.0, 30.0)
 #: How long Glance may take to notice that an upload broke off.
 _SETTLE_TIMEOUT_S = 30.0
 _SETTLE_LOOK_S = 1.0
 _LOOK_S = 0.2
-#: How long a stopped send may take to end by itself.
+#: How long the call of a stopped job may take to end by itself.
 _GIVE_UP_S = 0.5
 _CONFLICT = 409
 _GONE = frozenset({"deleted", "pending_delete", "killed"})
@@ -50,7 +54,7 @@ def upload(
         try:
             if attempt and _has_arrived(images, image_id, pump, stopped):
                 return pump.digest
-            _send(images, image_id, pump, stopped)
+            unless_stopped(lambda: images.upload(image_id, pump), stopped)
             return pump.digest
         except (ImageServiceUnavailable, ImageRefused) as error:
             if attempt == retries or not _worth_repeating(error):
@@ -70,28 +74,28 @@ def upload(
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _send(images: ImageService, image_id: str, pump: Pump, stopped: threading.Event) -> None:
-    """Send in a thread of its own: Glance may stand still, and a stopped job must not wait for it.
+def unless_stopped(call: Callable[[], R], stopped: threading.Event) -> R:
+    """Return what a call of Glance returns; once `stopped` is set, raise Stopped rather than wait.
 
-    The thread of a send that is given up ends with the bytes that it waits for,
-    or with the timeout of the upload.
+    It is called in a thread of its own: Glance may stand still, and meanwhile the guest
+    may wait for the capture to end. The thread of a call that is given up ends by the
+    call's timeouts, or with the bytes that it waits for.
     """
-    sent: Future[None] = Future()
+    answer: Future[R] = Future()
 
-    def send() -> None:
+    def ask() -> None:
         try:
             with context.bound(caller) if caller else contextlib.nullcontext():
-                images.upload(image_id, pump)
-            sent.set_result(None)
+                answer.set_result(call())
         except BaseException as error:  # it belongs to the one who waits, whatever it is
-            sent.set_exception(error)
+            answer.set_exception(error)
 
     caller = context.current()
-    threading.Thread(target=send, name="upload", daemon=True).start()
-    while not wait([sent], timeout=_LOOK_S).done:
-        if stopped.is_set() and not wait([sent], timeout=_GIVE_UP_S).done:
+    threading.Thread(target=ask, name="glance", daemon=True).start()
+    while not wait([answer], timeout=_LOOK_S).done:
+        if stopped.is_set() and not wait([answer], timeout=_GIVE_UP_S).done:
             raise Stopped("the snapshot was told to stop")
-    sent.result()
+    return answer.result()
 
 
 def verify(images: ImageService, image_id: str, digest: Digest) -> None:
@@ -146,7 +150,7 @@ def _has_arrived(images: ImageService, image_id: str, pump: Pump, stopped: threa
     True if every byte had arrived and only the answer was lost. Raises what
     `settled` raises, and ImageRefused if the image holds other data.
     """
-    image = settled(images, image_id, stopped)
+    image = unless_stopped(lambda: settled(images, image_id, stopped), stopped)
     if image.status == "queued":
         return False
     if pump.is_complete and image.size_bytes == pump.digest.size_bytes:

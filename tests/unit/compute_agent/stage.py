@@ -27,10 +27,15 @@ class Stage:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.fails: dict[str, Exception] = {}
+        self.on: dict[str, Callable[[], None]] = {}
+        self.rate_bytes_s = 200 * 10**6
+        self.write_latency: Callable[[], Any] = lambda: None
         self.state = PowerState.RUNNING
+        self.idle = True
 
     def do(self, what: str) -> None:
         self.done.append(what)
+        self.on.get(what, lambda: None)()
         if what in self.fails:
             raise self.fails[what]
 
@@ -49,6 +54,9 @@ class Stage:
 
     def is_active(self) -> bool:
         return True
+
+    def is_idle(self) -> bool:
+        return self.idle
 
     def can_be_backed_up(self, _domain: Any) -> bool:
         return True

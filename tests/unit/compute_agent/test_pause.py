@@ -10,6 +10,7 @@ import pytest
 from common.errors import CaptureFailed
 from common.states import PowerState
 from compute_agent.guest.errors import HypervisorError
+from compute_agent.guest.stamps import PauseProof
 from compute_agent.pause import Freeze, Limits, Pause, freeze_policy
 
 
@@ -22,6 +23,9 @@ class Guest:
         self.done: list[str] = []
         self.frozen, self.thawed, self.agent = frozen, thawed, agent
         self.freeze_fails = self.thaw_fails = False
+        #: What QEMU tells of the stop, in seconds after it began.
+        self.instants_s: tuple[float, ...] = (0.01,)
+        self.lasted_s = 60.0
 
     def has_agent(self) -> bool:
         return self.agent
@@ -37,6 +41,13 @@ class Guest:
         if self.thaw_fails:
             raise HypervisorError("no answer")
         return self.thawed
+
+    def pause_since(self, since: float, _timeout_s: float) -> PauseProof:
+        return PauseProof(
+            stopped_at=since,
+            instants=tuple(since + after_s for after_s in self.instants_s),
+            resumed_at=since + self.lasted_s,
+        )
 
     def power_state(self) -> PowerState:
         return PowerState.RUNNING
@@ -163,3 +174,27 @@ def test_undoing_a_stop_resumes_first() -> None:
     pause.begin()
     pause.undo()
     assert guest.done[-3:] == ["resume", "thaw", "disarm"]
+
+
+@pytest.mark.parametrize(
+    ("instants_s", "lasted_s", "inside"),
+    [
+        ((0.01,), 60.0, True),
+        ((0.01, 0.02), 60.0, True),
+        ((-1.0,), 60.0, False),
+        ((0.01, 61.0), 60.0, False),
+        ((0.0,), 0.0, False),
+    ],
+    ids=["inside", "two disks", "before it", "one after it", "resumed before the capture was over"],
+)
+def test_an_instant_is_only_called_inside_the_stop_if_qemu_s_stamps_say_so(
+    instants_s: tuple[float, ...], lasted_s: float, inside: bool
+) -> None:
+    guest = Guest()
+    guest.instants_s, guest.lasted_s = instants_s, lasted_s
+    pause = pause_of(guest, Freeze.NEVER)
+    pause.begin()
+    pause.end()
+    stop = pause.proven()
+    assert stop is not None
+    assert stop.instant_inside is inside

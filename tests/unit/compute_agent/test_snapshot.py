@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.errors import (
     CaptureFailed,
+    InstanceBusy,
     InstanceNotFound,
     JobCancelled,
     JobInterrupted,
     VerifyFailed,
 )
 from common.states import PowerState
+from compute_agent.guest.domain import WriteLatency
 from compute_agent.jobs import Job
 from compute_agent.journal import Journal
 from compute_agent.publication import Publication
@@ -23,8 +27,16 @@ from compute_agent.run import begin, facts_of
 from compute_agent.snapshot import JOURNALLED, STEPS, Pipeline
 from tests.unit.compute_agent.conftest import (
     journalled_again,
+    wait_for,
 )
-from tests.unit.compute_agent.stage import Stage
+from tests.unit.compute_agent.stage import SETTINGS, Stage, tools_of
+
+CEILING_BYTES_S = 200 * 10**6
+
+
+def latency_of(writes: int) -> WriteLatency:
+    """The first write took a millisecond, each one after it a hundred."""
+    return WriteLatency(operations=writes, total_ns=1_000_000 + (writes - 1) * 100_000_000)
 
 
 def test_nothing_lies_between_the_stop_the_instant_and_the_resume(
@@ -44,6 +56,37 @@ def test_a_capture_that_fails_lets_the_guest_run_on_first(
         pipeline.run(job)
     after = stage.done[stage.done.index("begin") + 1 :]
     assert after == ["resume", "disarm", "end", "discard"]
+
+
+def test_a_guest_is_not_stopped_to_wait_for_another_operation(
+    pipeline: Pipeline, stage: Stage, job: Job
+) -> None:
+    """libvirt begins nothing while a migration or a save is at work, and waits half a minute."""
+    stage.idle = False
+    with pytest.raises(InstanceBusy, match="migration"):
+        pipeline.run(job)
+    assert "suspend" not in stage.done
+
+
+def test_a_required_freeze_fails_the_snapshot_of_a_paused_guest(
+    stage: Stage, journal: Journal, job: Job, tmp_path: Path
+) -> None:
+    stage.state = PowerState.PAUSED
+    settings = dataclasses.replace(SETTINGS, freeze="required")
+    with pytest.raises(CaptureFailed, match="paused"):
+        Pipeline(tools_of(stage, journal, tmp_path, settings)).run(job)
+    assert stage.done[-1] == "discard"
+
+
+def test_an_adaptive_rate_gives_way_while_the_guest_s_writes_suffer(
+    stage: Stage, journal: Journal, job: Job, tmp_path: Path
+) -> None:
+    writes = itertools.count(1)
+    stage.write_latency = lambda: latency_of(next(writes))
+    stage.on["stream"] = lambda: wait_for(lambda: 0 < job.courtesy.rate_bytes_s < CEILING_BYTES_S)
+    settings = dataclasses.replace(SETTINGS, adaptive=True)
+    Pipeline(tools_of(stage, journal, tmp_path, settings)).run(job)
+    assert stage.done[-1] == "end"
 
 
 @pytest.mark.parametrize("step", ["stream", "verify", "publish"])

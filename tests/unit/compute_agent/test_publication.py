@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images on their way: what is tied together stays so, and a Glance that hangs holds nobody up."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import JobCancelled
+from common.glance import Image, ImageNotFound
+from common.messages import disk_image_id, second_image_id
+from common.reports import DiskImage
+from compute_agent.capture.base import Export
+from compute_agent.jobs import Job
+from compute_agent.journal import Journal
+from compute_agent.publication import Publication
+from compute_agent.tools import Tools
+from tests.unit.compute_agent.stage import Stage, tools_of
+
+SIZE_BYTES = 1 << 16
+EXPORTS = tuple(Export(target=name, socket_path="/s", name=name) for name in ("vda", "vdb"))
+
+
+class Glance:
+    """Keeps records; stands still while `hangs` is set."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, dict[str, Any]] = {}
+        self.hangs = False
+        self.goes_on = threading.Event()
+
+    def show(self, image_id: str) -> Image:
+        self._answer(image_id)
+        record = self.records[image_id]
+        return Image(
+            id=image_id,
+            name="n",
+            status=record["status"],
+            owner="p",
+            size_bytes=SIZE_BYTES,
+            hash_algorithm="sha512",
+            hash_value=record["sha512"],
+            disk_format="qcow2",
+            container_format="bare",
+            min_disk_gib=0,
+            min_ram_mib=0,
+            properties={},
+        )
+
+    def update(self, image_id: str, changes: dict[str, Any]) -> None:
+        self._answer(image_id)
+        self.records[image_id].update(changes)
+
+    def duplicate_record(self, image_id: str, new_id: str, *_: Any) -> None:
+        self.records[new_id] = self.records[image_id] | {"status": "queued", "sha512": ""}
+
+    def delete(self, image_id: str) -> None:
+        self.records.pop(image_id, None)
+
+    def _answer(self, image_id: str) -> None:
+        if self.hangs:
+            self.goes_on.wait(30)
+        if image_id not in self.records:
+            raise ImageNotFound("gone")
+
+
+@pytest.fixture
+def glance() -> Glance:
+    return Glance()
+
+
+@pytest.fixture
+def tools(journal: Journal, tmp_path: Path, glance: Glance) -> Tools:
+    anything: Any = glance
+    return dataclasses.replace(tools_of(Stage(), journal, tmp_path), images=anything)
+
+
+@pytest.fixture
+def publication(tools: Tools, job: Job, glance: Glance) -> Publication:
+    """Two disks' images, sent and not yet verified."""
+    root_id = job.request.image_id
+    for image_id, disk in ((root_id, "vda"), (disk_image_id(root_id, "vdb"), "vdb")):
+        job.result.images.append(
+            DiskImage(image_id=image_id, disk=disk, size_bytes=SIZE_BYTES, sha512="right")
+        )
+        glance.records[image_id] = {
+            "status": "active",
+            "sha512": "right",
+            "stillframe_root_image": root_id,
+        }
+    return Publication(tools, job)
+
+
+def test_a_stopped_job_does_not_wait_for_a_glance_that_hangs(
+    publication: Publication, job: Job, glance: Glance
+) -> None:
+    """Its capture is open, and the guest may stand still for want of space until it ends."""
+    glance.hangs = True
+    threading.Timer(0.1, job.stop, [JobCancelled("no room")]).start()
+    try:
+        with pytest.raises(JobCancelled, match="no room"):
+            publication.verify(EXPORTS)
+    finally:
+        glance.goes_on.set()
+
+
+def test_images_name_the_root_image_that_took_the_place_of_another(
+    publication: Publication, job: Job, glance: Glance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root_id = job.request.image_id
+    glance.records[root_id]["sha512"] = "wrong"
+
+    def send(_publication: Publication, at: int, *_: Any) -> None:
+        glance.records[job.result.images[at].image_id] |= {"status": "active", "sha512": "right"}
+
+    monkeypatch.setattr(Publication, "_layout", lambda *_: None)
+    monkeypatch.setattr(Publication, "_stream", send)
+    publication.verify(EXPORTS)
+    second, other = second_image_id(root_id), disk_image_id(root_id, "vdb")
+    assert set(glance.records) == {second, other}
+    assert glance.records[other]["stillframe_root_image"] == second
+
+
+def test_an_image_that_was_not_verified_goes_though_its_agent_died_before(
+    publication: Publication, job: Job, glance: Glance
+) -> None:
+    first = job.result.images[0]
+    second = second_image_id(first.image_id)
+    glance.records[second] = dict(glance.records[first.image_id])
+    job.result.images[0] = DiskImage(image_id=second, disk="vda", sha512="right")
+    publication.take_up()
+    publication.publish()
+    assert first.image_id not in glance.records
+    assert glance.records[second]["stillframe_sha512"] == "right"
+
+
+def test_whoever_deletes_a_disk_s_image_means_to_cancel_once_it_is_there(
+    publication: Publication, job: Job
+) -> None:
+    root, other = (image.image_id for image in job.result.images)
+    assert publication.present() == [root]
+    publication.describe()
+    assert publication.present() == [root, other]

@@ -87,6 +87,11 @@ class Job:
         if self.stopped.is_set():
             raise self.why_stopped
 
+    @property
+    def bandwidth_limit(self) -> int:
+        """Its own limit at the moment, in MB/s; 0 is none."""
+        return self.throttle.rate_bytes_s // MB
+
     def adjust(self, bandwidth_limit: int) -> None:
         """Obey another limit of its own from now on, in MB/s; 0 is none."""
         self.throttle.set_rate(bandwidth_limit * MB)

@@ -110,14 +110,13 @@ class Journal:
         )
 
     def note(self, job_id: str, **facts: Any) -> None:
-        """Record facts that have changed since the step began."""
-        entry = self.find(job_id)
-        if entry is not None and entry.step is not None:
-            self._execute(
-                "UPDATE entries SET facts = ? WHERE job_id = ?",
-                json.dumps({**entry.facts, **facts}),
-                job_id,
-            )
+        """Record facts that have changed since the step began; none of them may be None."""
+        # At once: another thread may begin a step meanwhile.
+        self._execute(
+            "UPDATE entries SET facts = json_patch(facts, ?) WHERE job_id = ? AND step IS NOT NULL",
+            json.dumps(facts),
+            job_id,
+        )
 
     def open_job_ids(self) -> tuple[str, ...]:
         """Return the jobs that have no outcome yet, or one that the API does not know yet."""

@@ -35,6 +35,11 @@ def kill_in_the_upload(cloud: Cloud, guest: Guest, **options: str) -> Asked:
     return asked
 
 
+def limited_to_40(cloud: Cloud, asked: Asked) -> list[str]:
+    """Return where the log says that the job got a limit of 40 MB/s while it ran."""
+    return log_lines(cloud, "n-cpu.log", asked.job()["id"], "may read 40 MB/s")
+
+
 @pytest.mark.parametrize("method", ["backup", "overlay"])
 def test_the_snapshot_of_a_running_guest_goes_on_and_is_of_the_same_instant(
     cloud: Cloud, running_guest: Guest, agent_options: Options, tmp_path: Path, method: str
@@ -59,10 +64,16 @@ def test_the_snapshot_of_a_guest_that_is_off_goes_on(
     cloud: Cloud, new_guest: NewGuest, tmp_path: Path
 ) -> None:
     guest = new_guest(start=False)
-    asked = kill_in_the_upload(cloud, guest)
+    asked = ask_slowly(cloud, guest)
+    wait_for(lambda: asked.job()["bytes_done"] > 0, "bytes on their way")
+    url = f"{cloud.api_url}/v1/jobs/{asked.job()['id']}"
+    requests.patch(url, json={"bandwidth_limit": 40}, headers=ADMIN, timeout=10).raise_for_status()
+    wait_for(lambda: limited_to_40(cloud, asked), "the limit")
+    cloud.agent.kill()
     cloud.start_agent()
     job = asked.ended()
     assert job["state"] == "done", job["reason"]
+    assert len(limited_to_40(cloud, asked)) == 2, "the next agent obeys it, too"
     assert_sound(asked, tmp_path)
     assert_equal_to(guest.disk, asked, tmp_path)
     assert leftovers(cloud) == []

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,6 +118,43 @@ def test_disks_of_a_guest_that_is_off_are_captured_too(cloud: Cloud, new_guest: 
     assert job["capture"]["method"] == "offline"
     assert other.image() is not None
     assert leftovers(cloud) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "disk_format"),
+    [
+        (["snapshot_image_format = raw"], "raw"),
+        (["snapshot_compression = true", "snapshot_compression_type = zlib"], "qcow2"),
+        (["snapshot_compression = true", "snapshot_compression_type = zstd"], "qcow2"),
+    ],
+    ids=["raw", "zlib", "zstd"],
+)
+def test_images_are_raw_or_compressed_where_an_operator_wants_them_so(
+    cloud: Cloud,
+    new_guest: NewGuest,
+    agent_options: Options,
+    tmp_path: Path,
+    options: list[str],
+    disk_format: str,
+) -> None:
+    agent_options("[libvirt]", *options)
+    guest = new_guest(start=False)
+    asked = ask(cloud, guest)
+    assert asked.ended()["state"] == "done"
+    image, record = asked.download(tmp_path), asked.image()
+    assert record is not None
+    assert record["disk_format"] == disk_format
+    formats = ("-f", disk_format, "-F", "qcow2")
+    qemu_img("compare", "-q", "-U", *formats, str(image), str(guest.disk))
+    if disk_format == "qcow2":
+        assert compressed_clusters(image) > 0
+
+
+def compressed_clusters(image: Path) -> int:
+    """Return how many clusters of a sound qcow2 are compressed."""
+    check = ["qemu-img", "check", "--output=json", "-f", "qcow2", str(image)]
+    checked = subprocess.run(check, check=True, capture_output=True, timeout=120)
+    return int(json.loads(checked.stdout)["compressed-clusters"])
 
 
 def test_a_disk_that_cannot_be_captured_is_left_out_with_its_reason(

@@ -91,6 +91,19 @@ class Stage:
         raise AttributeError(name)
 
 
+def disk_of(path: str, target: str = "vda", **other: Any) -> description.Disk:
+    """Return a plain qcow2 disk in a file, but for what is `other`."""
+    plain = {
+        "device": "disk",
+        "source_type": "file",
+        "format": "qcow2",
+        "has_iothread": False,
+        "read_only": False,
+        "shareable": False,
+    }
+    return description.Disk(target=target, path=path, **(plain | other))
+
+
 SETTINGS = Settings(
     method="auto",
     pause="always",

@@ -11,21 +11,11 @@ import pytest
 from common.glance import Image, ImageNotFound
 from common.reports import DiskImage
 from compute_agent.capture.base import CaptureTarget
-from compute_agent.guest.description import Disk
 from compute_agent.increments import Increments
+from tests.unit.compute_agent.stage import disk_of
 
 JOB = "0a1b2c3d-0000-4000-8000-000000000000"
-VDA = Disk(
-    target="vda",
-    device="disk",
-    source_type="file",
-    path="/d/vda",
-    format="qcow2",
-    has_iothread=False,
-    read_only=False,
-    shareable=False,
-)
-TARGETS = (CaptureTarget(disk=VDA, capacity_bytes=1 << 30),)
+TARGETS = (CaptureTarget(disk=disk_of("/d/vda"), capacity_bytes=1 << 30),)
 
 
 class Guest:

@@ -13,7 +13,7 @@ from common.errors import InstanceBusy
 from compute_agent.capture.backup import BackupCapture
 from compute_agent.capture.base import CaptureTarget, Plan
 from compute_agent.capture.workspace import Directories
-from compute_agent.guest.description import Disk
+from tests.unit.compute_agent.stage import disk_of
 
 
 class Guest:
@@ -52,16 +52,7 @@ def test_what_qemu_is_to_write_to_is_that_of_the_user_who_runs_it(
     """The disk's owner does not tell who that is: a device's is changed in QEMU's own /dev only."""
     owners: list[tuple[int, int]] = []
     monkeypatch.setattr("os.chown", lambda _path, *owner: owners.append(owner))
-    disk = Disk(
-        target="vda",
-        device="disk",
-        source_type="block",
-        path=str(tmp_path),
-        format="raw",
-        has_iothread=False,
-        read_only=False,
-        shareable=False,
-    )
+    disk = disk_of(str(tmp_path), source_type="block", format="raw")
     guest = Guest("")
     guest.description = None
     target = CaptureTarget(disk=disk, capacity_bytes=1 << 20)

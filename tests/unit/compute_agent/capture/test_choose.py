@@ -7,22 +7,13 @@ import pytest
 
 from common.errors import CaptureFailed
 from compute_agent.capture.choose import Circumstances, choose
-from compute_agent.guest.description import Disk
+from tests.unit.compute_agent.stage import disk_of
 
 
 def circumstances(
     *, active: bool, iothread: bool = False, host_backs_up: bool = True
 ) -> Circumstances:
-    disk = Disk(
-        target="vda",
-        device="disk",
-        source_type="file",
-        path="/d",
-        format="qcow2",
-        has_iothread=iothread,
-        read_only=False,
-        shareable=False,
-    )
+    disk = disk_of("/d", has_iothread=iothread)
     return Circumstances(active=active, disks=(disk,), host_backs_up=host_backs_up)
 
 

@@ -22,6 +22,7 @@ from compute_agent.capture.workspace import Workspace
 from compute_agent.disks.qemu_nbd import QemuNbdError
 from compute_agent.guest.description import Disk
 from compute_agent.guest.errors import HypervisorError, HypervisorUnavailable
+from tests.unit.compute_agent.stage import disk_of
 
 SIZE = 4 << 20
 WHAT_IT_WROTE = b"\xaa" * 65536
@@ -60,7 +61,7 @@ class Guest:
         return None
 
     def switch_xml(self, paths: dict[str, str]) -> str:
-        assert not self.stands_still
+        assert not self.stands_still, "it is worked out beforehand"
         return json.dumps(paths)
 
     def switch_to_overlays(self, switch_xml: str) -> None:
@@ -116,16 +117,8 @@ def plan(tmp_path: Path, guest: Guest, workspace: Workspace) -> Plan:
         path = tmp_path / name
         qemu_img.create_scratch(path, SIZE)
         guest.sources[name] = str(path)
-        targets.append(CaptureTarget(disk=disk(name, str(path)), capacity_bytes=SIZE))
+        targets.append(CaptureTarget(disk=disk_of(str(path), name), capacity_bytes=SIZE))
     return Plan(guest=anything, targets=tuple(targets), workspace=workspace)
-
-
-def test_only_the_switch_is_left_for_when_the_guest_stands_still(plan: Plan, guest: Guest) -> None:
-    capture = OverlayCapture(plan)
-    capture.prepare()
-    guest.stands_still = True
-    capture.begin()
-    assert guest.done == ["switch"]
 
 
 @pytest.fixture
@@ -133,23 +126,11 @@ def begun(plan: Plan, guest: Guest) -> OverlayCapture:
     """A capture whose guest is on its overlays and has written to them."""
     capture = OverlayCapture(plan)
     capture.prepare()
+    guest.stands_still = True
     capture.begin()
     guest.write("vda")
     guest.write("vdb")
     return capture
-
-
-def disk(name: str, path: str, source_type: str = "file") -> Disk:
-    return Disk(
-        target=name,
-        device="disk",
-        source_type=source_type,
-        path=path,
-        format="qcow2",
-        has_iothread=True,
-        read_only=False,
-        shareable=False,
-    )
 
 
 def left(plan: Plan) -> list[str]:
@@ -370,7 +351,8 @@ def test_a_guest_that_went_away_leaves_only_what_was_written(
 def test_the_overlay_of_a_device_outlives_the_job_s_directory(
     plan: Plan, workspace: Workspace
 ) -> None:
-    device = CaptureTarget(disk=disk("vdc", "/dev/vg/x", "block"), capacity_bytes=SIZE)
+    block = disk_of("/dev/vg/x", "vdc", source_type="block")
+    device = CaptureTarget(disk=block, capacity_bytes=SIZE)
     path = OverlayCapture(plan).overlay_path(device)
     assert path == workspace.scratch.parent / "ab-vdc"
 
@@ -393,7 +375,8 @@ def test_an_overlay_and_its_merge_must_both_find_room(
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     anything: Any = guest
     (tmp_path / "vda").touch()
-    target = CaptureTarget(disk=disk("vda", str(tmp_path / "vda")), capacity_bytes=free * 2 // 3)
+    disk = disk_of(str(tmp_path / "vda"))
+    target = CaptureTarget(disk=disk, capacity_bytes=free * 2 // 3)
     plan = Plan(guest=anything, targets=(target,), workspace=workspace, scratch_reserve_percent=100)
     with pytest.raises(CaptureFailed, match="too little free space"):
         OverlayCapture(plan).prepare()

@@ -60,12 +60,14 @@ def take_up(tools: Tools, job: Job, guest: Guest) -> Run:
         "Going on with the snapshot to image %s: its frozen view outlived the agent",
         job.result.images[0].image_id,
     )
+    capture = make.by_method(facts["method"], plan)
+    capture.hold_room()
     return Run(
         job=job,
         tools=tools,
         guest=guest,
         plan=plan,
-        capture=make.by_method(facts["method"], plan),
+        capture=capture,
         targets=plan.targets,
         left_out=job.result.capture.disks_left_out,
         pause=Pause(
@@ -86,6 +88,7 @@ def _plan(tools: Tools, entry: Entry, guest: Guest) -> Plan:
         guest=guest,
         targets=targets_of(entry.facts),
         workspace=tools.directories.of_job(entry.job_id),
+        scratch_reserve_percent=tools.settings.scratch_reserve_percent,
         since=entry.facts.get("since"),
         reservations=tools.reservations,
     )

@@ -53,9 +53,7 @@ class BackupCapture:
         owner = self._guest.process_owner() or space.owner_of(targets[0].path)
         self._workspace.make(owner)
         self._plan.reservations.take(
-            self._workspace.scratch.name,
-            [(self._workspace.scratch_file(one.name), one.capacity_bytes) for one in targets],
-            self._plan.scratch_reserve_percent,
+            self._workspace.scratch.name, self._needs(), self._plan.scratch_reserve_percent
         )
         for target in targets:
             scratch = self._workspace.scratch_file(target.name)
@@ -63,6 +61,12 @@ class BackupCapture:
             os.chown(scratch, *owner)
         self._backup_xml = self.backup_xml()
         space.flush([target.path for target in targets])
+
+    def hold_room(self) -> None:
+        """Promise it the room for its scratch files again."""
+        self._plan.reservations.hold(
+            self._workspace.scratch.name, self._needs(), self._plan.scratch_reserve_percent
+        )
 
     def begin(self) -> None:
         """Begin the job: the instant is QEMU's `transaction` inside this call.
@@ -123,6 +127,12 @@ class BackupCapture:
                 disk.set("exportbitmap", _CHANGES)
             ET.SubElement(disk, "scratch", file=str(self._workspace.scratch_file(target.name)))
         return ET.tostring(backup, encoding="unicode")
+
+    def _needs(self) -> list[tuple[Path, int]]:
+        return [
+            (self._workspace.scratch_file(one.name), one.capacity_bytes)
+            for one in self._plan.targets
+        ]
 
     def _require_no_other_job(self) -> None:
         description = self._guest.backup_description()

@@ -81,6 +81,9 @@ class Capture(Protocol):
     def prepare(self) -> None:
         """Do all that needs no stop: space, scratch, directories, flush."""
 
+    def hold_room(self) -> None:
+        """Promise its room anew to a view that stands: an earlier agent's promises went with it."""
+
     def begin(self) -> None:
         """Fix the instant of every disk."""
 

@@ -31,6 +31,9 @@ class OfflineCapture:
         """Make the sockets' directory."""
         self._plan.workspace.make((os.getuid(), os.getgid()))
 
+    def hold_room(self) -> None:
+        """It takes none."""
+
     def begin(self) -> None:
         """Start the servers; raise CaptureFailed if the guest was started meanwhile."""
         if self._plan.guest.is_active():

@@ -66,6 +66,12 @@ class OverlayCapture:
         )
         space.flush([target.path for target in targets])
 
+    def hold_room(self) -> None:
+        """Promise it the room for its overlays, and for merging them, again."""
+        self._plan.reservations.hold(
+            self._plan.workspace.scratch.name, self._needs(), self._plan.scratch_reserve_percent
+        )
+
     def begin(self) -> None:
         """Switch the guest over: the instant is QEMU's `transaction` inside this call."""
         self._never_put_on = False

@@ -64,15 +64,12 @@ class Reservations:
                 reserve_percent,
                 self._promised(),
             )
-            self._shares[holder] = [
-                _Share(
-                    file=file,
-                    device=file.parent.stat().st_dev,
-                    promised_bytes=size_bytes * reserve_percent // _PERCENT,
-                    had_bytes=allocated_bytes([file]),
-                )
-                for file, size_bytes in needs
-            ]
+            self._shares[holder] = _shares(needs, reserve_percent)
+
+    def hold(self, holder: str, needs: Collection[tuple[Path, int]], reserve_percent: int) -> None:
+        """Promise its room to one that is open already, however little there is left."""
+        with self._lock:
+            self._shares[holder] = _shares(needs, reserve_percent)
 
     def release(self, holder: str) -> None:
         """Give the room of `holder` to others; harmless if it has none."""
@@ -85,6 +82,18 @@ class Reservations:
             for share in shares:
                 promised[share.device] += share.outstanding_bytes()
         return promised
+
+
+def _shares(needs: Collection[tuple[Path, int]], reserve_percent: int) -> list[_Share]:
+    return [
+        _Share(
+            file=file,
+            device=file.parent.stat().st_dev,
+            promised_bytes=size_bytes * reserve_percent // _PERCENT,
+            had_bytes=allocated_bytes([file]),
+        )
+        for file, size_bytes in needs
+    ]
 
 
 def require_space(

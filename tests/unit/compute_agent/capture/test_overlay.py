@@ -390,5 +390,8 @@ def test_the_room_of_an_open_capture_is_not_promised_to_another(
     capture = OverlayCapture(plan)
     capture.prepare()
     assert list(plan.reservations._shares) == ["ab"]
+    plan.reservations._shares.clear()  # as if another agent went on
+    capture.hold_room()
+    assert list(plan.reservations._shares) == ["ab"]
     capture.end()
     assert released == ["ab"]

@@ -48,6 +48,18 @@ def test_open_captures_share_the_free_space(tmp_path: Path, third: int) -> None:
     reservations.take("two", [(tmp_path / "b", third * 2)], 100)
 
 
+def test_a_capture_that_is_open_already_keeps_its_room_from_others(
+    tmp_path: Path, third: int
+) -> None:
+    """An agent that goes on with it finds out what there is left; it is not asked whether."""
+    reservations = space.Reservations()
+    reservations.hold("one", [(tmp_path / "a", third * 6)], 100)
+    with pytest.raises(CaptureFailed, match="too little free space"):
+        reservations.take("two", [(tmp_path / "b", third)], 100)
+    reservations.release("one")
+    reservations.take("two", [(tmp_path / "b", third)], 100)
+
+
 def test_room_that_is_used_already_is_not_counted_twice(
     tmp_path: Path, third: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,7 @@ class Teller:
         """Take how far the reading before the upload is; what is read is sent at the most."""
         read, to_read = progress.bytes_done, progress.bytes_total
         before = self._first_pass
-        self._tell("Compressing", before + read, 2 * (before + to_read), progress.rate_bytes_s)
+        self._tell("First pass", before + read, 2 * (before + to_read), progress.rate_bytes_s)
         if read == to_read:
             self._first_pass += to_read
 

@@ -24,9 +24,9 @@ def make_layout(
 
     With `changes`, a dirty bitmap's meta context, only what it marks: an
     increment, which is always qcow2. With a `compression` (of qcow2) the whole
-    disk is read for it (`on_progress` is told how far that is), and once more
-    when it is streamed; so is a disk of which at least half is zeros, to leave
-    them out of a qcow2.
+    disk is read for it, and once more when it is streamed; so is a disk of which
+    at least half is zeros, to leave them out of a qcow2. `on_progress` is told how
+    far that first pass is.
     """
     if changes is None and disk_format == "raw":
         return RawLayout.of(source)
@@ -34,4 +34,6 @@ def make_layout(
         return CompressedLayout.compressed(source, compression, changes, on_progress)
     is_increment = changes is not None
     cluster_map = full_map(source) if changes is None else increment_map(source, changes)
-    return Qcow2Layout(without_zeros(source, cluster_map, is_increment=is_increment))
+    return Qcow2Layout(
+        without_zeros(source, cluster_map, is_increment=is_increment, on_progress=on_progress)
+    )

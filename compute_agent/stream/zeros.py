@@ -23,6 +23,7 @@ from compute_agent.stream.extents import (
     difference,
     union,
 )
+from compute_agent.stream.progress import Meter, OnProgress, ignore
 
 LOG = logging.getLogger(__name__)
 
@@ -32,16 +33,23 @@ _WORTH_CLUSTERS = 1024
 _ZERO_CLUSTER = bytes(CLUSTER_BYTES)
 
 
-def without_zeros(source: Source, cluster_map: ClusterMap, *, is_increment: bool) -> ClusterMap:
+def without_zeros(
+    source: Source,
+    cluster_map: ClusterMap,
+    *,
+    is_increment: bool,
+    on_progress: OnProgress = ignore,
+) -> ClusterMap:
     """Return the map without data clusters that hold only zeros, or as it is if there are few.
 
-    In an increment they are marked as zeros, for they hide what lies below.
+    In an increment they are marked as zeros, for they hide what lies below. Where all
+    is read for it, `on_progress` is told how far that is.
     Raises what reading `source` raises.
     """
     if not _looks_zero(source, cluster_map):
         return cluster_map
     LOG.info("Half of what the disk has in use looks like zeros; looking for all of them")
-    zeros = Runs((number, 1) for number in _zero_clusters(source, cluster_map))
+    zeros = Runs((number, 1) for number in _zero_clusters(source, cluster_map, on_progress))
     LOG.info("%d of %d MiB in use are zeros", _mib(zeros), _mib(cluster_map.data))
     return ClusterMap(
         cluster_map.size_bytes,
@@ -75,17 +83,21 @@ def _sample(data: Runs) -> Runs:
     return found
 
 
-def _zero_clusters(source: Source, cluster_map: ClusterMap) -> Iterator[int]:
+def _zero_clusters(
+    source: Source, cluster_map: ClusterMap, on_progress: OnProgress = ignore
+) -> Iterator[int]:
     """Read the map's data and yield the numbers of the clusters that are zeros, in order."""
     numbers = (
         number for first, count in cluster_map.data for number in range(first, first + count)
     )
+    meter = Meter(cluster_map.data_bytes, on_progress)
     for buffer in source.read_in_order(cluster_map.pieces()):
         for at in range(0, len(buffer), CLUSTER_BYTES):
             number = next(numbers)
             length = min(CLUSTER_BYTES, len(buffer) - at)
             if buffer.startswith(_ZERO_CLUSTER[:length], at):
                 yield number
+        meter.add(len(buffer))
 
 
 def _mib(runs: Runs) -> int:

@@ -53,6 +53,13 @@ def test_a_disk_that_is_mostly_zeros_is_sent_without_them() -> None:
         assert_equal("disk.raw", "image.qcow2", folder)
 
 
+def test_how_far_the_look_for_zeros_is_can_be_seen() -> None:
+    told: list[int] = []
+    source = MemorySource(disk(zero_share=0.9), allocated=True)
+    make_layout(source, disk_format="qcow2", on_progress=lambda one: told.append(one.percent))
+    assert told[-1] == 100
+
+
 def test_a_disk_with_few_zeros_is_read_once_but_for_the_sample() -> None:
     content = disk(zero_share=0.1)
     image, source = images_of(content)

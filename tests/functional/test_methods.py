@@ -16,7 +16,7 @@ import pytest
 from compute_agent.disks.nbd import NbdClient
 from tests.functional.conftest import booted
 from tests.functional.snapshots import Asked, amid_upload, ask, leftovers, wait_for
-from tests.functional.test_snapshot import assert_sound, qemu_img
+from tests.functional.test_snapshot import assert_equal_to, assert_sound, qemu_img
 from tools.stack.cloud import Cloud
 from tools.stack.guest import Guest
 from tools.stack.records import newest_mirrored, newest_record
@@ -112,11 +112,18 @@ def test_the_images_of_one_instant_name_each_other(cloud: Cloud, guest_of_two: G
     assert second["os_hash_value"] == job["images"][1]["sha512"]
 
 
-def test_disks_of_a_guest_that_is_off_are_captured_too(cloud: Cloud, new_guest: NewGuest) -> None:
+def test_disks_of_a_guest_that_is_off_are_captured_too(
+    cloud: Cloud, new_guest: NewGuest, tmp_path: Path
+) -> None:
     guest = new_guest(extra_disks=1, start=False)
-    job, (_, other) = snapshot_of_all(cloud, guest)
+    second = guest.disk.with_name(f"{guest.name}-0.qcow2")
+    write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 1M", str(second)]
+    subprocess.run(write, check=True, capture_output=True, timeout=30)
+    job, images = snapshot_of_all(cloud, guest)
     assert job["capture"]["method"] == "offline"
-    assert other.image() is not None
+    for image, disk in zip(images, (guest.disk, second), strict=True):
+        assert_sound(image, tmp_path)
+        assert_equal_to(disk, image, tmp_path)
     assert leftovers(cloud) == []
 
 

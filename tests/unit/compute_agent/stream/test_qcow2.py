@@ -129,6 +129,27 @@ def test_data_far_out_on_a_huge_disk_is_found_again(tmp_path: Path) -> None:
     assert "verification failed" not in read.stdout
 
 
+@judged
+@given(st.sets(st.integers(0, 64 * GIB // CLUSTER_BYTES - 1), min_size=1, max_size=40))
+@example({0, 1, 8191, 8192, 8193, 64 * GIB // CLUSTER_BYTES - 1})
+def test_single_clusters_all_over_a_large_disk_are_where_they_were(numbers: set[int]) -> None:
+    """Many tables of 512 MiB each, most of them with a single entry."""
+    layout = Qcow2Layout(ClusterMap(64 * GIB, Runs((number, 1) for number in sorted(numbers))))
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder, "image.qcow2")
+        image.write_bytes(b"".join(layout.stream(Numbered(64 * GIB))))
+        assert image.stat().st_size == layout.length_bytes
+        qemu_img("check", "-q", "-f", "qcow2", "image.qcow2", cwd=folder)
+        qemu_img("convert", "-f", "qcow2", "-O", "raw", "image.qcow2", "back.raw", cwd=folder)
+        extents = json.loads(qemu_img("map", "--output=json", "image.qcow2", cwd=folder))
+        held = sum(extent["length"] for extent in extents if extent["data"])
+        assert held == len(numbers) * CLUSTER_BYTES
+        with Path(folder, "back.raw").open("rb") as back:
+            for number in numbers:
+                back.seek(number * CLUSTER_BYTES)
+                assert back.read(CLUSTER_BYTES) == Numbered.cluster(number)
+
+
 def test_a_virtual_size_of_odd_bytes_is_rounded_up_to_sectors(tmp_path: Path) -> None:
     source = MemorySource(b"q" * (CLUSTER_BYTES + 1001))
     layout = Qcow2Layout(full_map(source))
@@ -174,3 +195,17 @@ class Patterned(MemorySource):
     def read_in_order(self, pieces: Iterable[tuple[int, int]]) -> Iterator[bytearray]:
         for _, length in pieces:
             yield bytearray(b"\xa5" * length)
+
+
+class Numbered(Patterned):
+    """A disk of any size whose clusters each hold their own number, all over."""
+
+    @staticmethod
+    def cluster(number: int) -> bytes:
+        return (number + 1).to_bytes(8, "big") * (CLUSTER_BYTES // 8)
+
+    def read_in_order(self, pieces: Iterable[tuple[int, int]]) -> Iterator[bytearray]:
+        for offset, length in pieces:
+            first = offset // CLUSTER_BYTES
+            held = range(first, first + length // CLUSTER_BYTES)
+            yield bytearray(b"".join(self.cluster(number) for number in held))

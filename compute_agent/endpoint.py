@@ -116,10 +116,10 @@ class Endpoint:
         message = self._read(JobAdjust, arguments)
         if message is None:
             return
+        # Written down first: an agent that has to go on with it obeys it, too.
+        self._journal.note(message.job_id, bandwidth_limit=message.bandwidth_limit)
         if not self._jobs.adjust(message.job_id, message.bandwidth_limit):
             LOG.info("Job %s is not at work here; there is nothing to adjust", message.job_id)
-        # An agent that has to go on with it obeys it, too.
-        self._journal.note(message.job_id, bandwidth_limit=message.bandwidth_limit)
 
     def refuse_unknown(
         self, caller: Mapping[str, Any], message: Mapping[str, Any], why: str

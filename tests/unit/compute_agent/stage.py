@@ -76,6 +76,9 @@ class Stage:
     def reserve_bytes(self) -> int:
         return 0
 
+    def hold_room(self) -> None:
+        pass
+
     def run_on_after_io_error(self) -> None:
         pass
 

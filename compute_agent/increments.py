@@ -216,11 +216,11 @@ class Increments:
                 return f"the last snapshot's image is {image.status}, or not what it was"
             if image.disk_format != "qcow2":
                 return f"the last snapshot's image is {image.disk_format}, which carries none"
-            if not self._stands_on_something(image, chain.length):
+            if not self._is_whole_below(image, chain.length):
                 return "an image that the last snapshot lies on was deleted"
         return None
 
-    def _stands_on_something(self, image: Image, length: int) -> bool:
+    def _is_whole_below(self, image: Image, length: int) -> bool:
         """Tell whether everything below an image is there, down to the full one."""
         for _ in range(length):
             parent_id = image.properties.get("stillframe_parent")

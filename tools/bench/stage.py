@@ -143,9 +143,9 @@ class Stage:
         proof = self._hypervisor.stamps.pause_since(self.guest.uuid, since, timeout_s)
         return () if proof is None else (proof.pause_ms,)
 
-    def meter(self, tool: Tool, *, quiet: bool = True) -> Meter:
+    def meter(self, tool: Tool) -> Meter:
         """Look at the undisturbed guest for a while, then return the meter of a run."""
-        return Meter(self, tool, self._quiet_s if quiet else 0.0)
+        return Meter(self, tool, self._quiet_s)
 
     def evict(self) -> None:
         """Drop the disks from the page cache, where a cloud's guests do not leave theirs either.

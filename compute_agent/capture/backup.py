@@ -50,11 +50,9 @@ class BackupCapture:
         """
         self._require_no_other_job()
         targets = self._plan.targets
-        owner = self._guest.process_owner() or space.owner_of(targets[0].path)
+        owner = self._plan.owner()
         self._workspace.make(owner)
-        self._plan.reservations.take(
-            self._workspace.scratch.name, self._needs(), self._plan.scratch_reserve_percent
-        )
+        self._plan.take_room(self._needs())
         for target in targets:
             scratch = self._workspace.scratch_file(target.name)
             qemu_img.create_scratch(scratch, target.capacity_bytes)
@@ -64,9 +62,7 @@ class BackupCapture:
 
     def hold_room(self) -> None:
         """Promise it the room for its scratch files again."""
-        self._plan.reservations.hold(
-            self._workspace.scratch.name, self._needs(), self._plan.scratch_reserve_percent
-        )
+        self._plan.hold_room(self._needs())
 
     def begin(self) -> None:
         """Begin the job: the instant is QEMU's `transaction` inside this call.
@@ -111,7 +107,7 @@ class BackupCapture:
         except InstanceNotFound:
             LOG.debug("The instance is gone, and its backup job with it")
         self._workspace.remove()
-        self._plan.reservations.release(self._workspace.scratch.name)
+        self._plan.release_room()
 
     def backup_xml(self) -> str:
         """Return the `<domainbackup>`: our disks alone, scratch made beforehand."""

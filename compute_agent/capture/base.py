@@ -11,9 +11,11 @@ crash on a capture made anew from the journal.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
+from compute_agent.capture import space
 from compute_agent.capture.space import Reservations
 from compute_agent.capture.workspace import Workspace
 from compute_agent.guest.description import Disk
@@ -66,6 +68,22 @@ class Plan:
     since: str | None = None
     #: The room that the host's open captures were promised.
     reservations: Reservations = dataclasses.field(default_factory=Reservations)
+
+    def owner(self) -> tuple[int, int]:
+        """Return uid and gid of QEMU's user, or, where libvirt does not tell, of the first disk."""
+        return self.guest.process_owner() or space.owner_of(self.targets[0].path)
+
+    def take_room(self, needs: Collection[tuple[Path, int]]) -> None:
+        """Have the job promised what its files will grow by; raise CaptureFailed without room."""
+        self.reservations.take(self.workspace.scratch.name, needs, self.scratch_reserve_percent)
+
+    def hold_room(self, needs: Collection[tuple[Path, int]]) -> None:
+        """Have it promised anew, unasked, to a view that stands."""
+        self.reservations.hold(self.workspace.scratch.name, needs, self.scratch_reserve_percent)
+
+    def release_room(self) -> None:
+        """Give it to others; harmless if there is none."""
+        self.reservations.release(self.workspace.scratch.name)
 
 
 class Capture(Protocol):

@@ -46,11 +46,9 @@ class OverlayCapture:
     def prepare(self) -> None:
         """Check for space, make the overlays, flush the images; leave the switch alone to do."""
         targets = self._plan.targets
-        self._plan.reservations.take(
-            self._plan.workspace.scratch.name, self._needs(), self._plan.scratch_reserve_percent
-        )
+        self._plan.take_room(self._needs())
         self._never_put_on = True
-        owner = self._guest.process_owner() or space.owner_of(targets[0].path)
+        owner = self._plan.owner()
         self._plan.workspace.make(owner)
         for target in targets:
             overlay = self.overlay_path(target)
@@ -68,9 +66,7 @@ class OverlayCapture:
 
     def hold_room(self) -> None:
         """Promise it the room for its overlays, and for merging them, again."""
-        self._plan.reservations.hold(
-            self._plan.workspace.scratch.name, self._needs(), self._plan.scratch_reserve_percent
-        )
+        self._plan.hold_room(self._needs())
 
     def begin(self) -> None:
         """Switch the guest over: the instant is QEMU's `transaction` inside this call."""
@@ -110,7 +106,7 @@ class OverlayCapture:
         if failures:
             raise failures[0]
         self._plan.workspace.remove()
-        self._plan.reservations.release(self._plan.workspace.scratch.name)
+        self._plan.release_room()
 
     def overlay_path(self, target: CaptureTarget) -> Path:
         """Return where a disk's overlay lies: beside a file, in the scratch for a device."""

@@ -32,6 +32,7 @@ class Stage:
         self.write_latency: Callable[[], Any] = lambda: None
         self.state = PowerState.RUNNING
         self.idle = True
+        self.holds_room = False
 
     def do(self, what: str) -> None:
         self.done.append(what)
@@ -77,7 +78,7 @@ class Stage:
         return 0
 
     def hold_room(self) -> None:
-        pass
+        self.holds_room = True
 
     def run_on_after_io_error(self) -> None:
         pass

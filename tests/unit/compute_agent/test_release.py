@@ -93,7 +93,7 @@ def test_a_guest_that_could_not_be_resumed_at_the_start_is_resumed_later_and_onl
     assert ("end" in stage.done, journal.unreleased()) == (True, [])
 
 
-def test_an_undo_that_fails_keeps_no_other_from_its_own_and_is_triedjournalled_again(
+def test_an_undo_that_fails_keeps_no_other_from_its_own_and_is_tried_again(
     pipeline: Pipeline,
     stage: Stage,
     job: Job,

@@ -124,11 +124,7 @@ def test_a_job_that_is_stopped_ends_with_its_reason_before_the_next_step(
 def test_recovery_puts_right_what_each_step_left(
     pipeline: Pipeline, stage: Stage, job: Job, journal: Journal, step: str
 ) -> None:
-    def die(_run: Any) -> None:
-        raise KeyboardInterrupt
-
-    killed = [dataclasses.replace(one, run=die) if one.name == step else one for one in STEPS]
-    facts = _facts_when_killed_in(pipeline, killed, job, journal)
+    facts = _killed_in(step, pipeline, job, journal)
     stage.done.clear()
     was_published = pipeline.recover(facts)
     assert was_published == (step == "release")
@@ -137,6 +133,17 @@ def test_recovery_puts_right_what_each_step_left(
     ours = step in ("stream", "verify", "publish")
     assert ("discard ours" in stage.done) == ours
     assert ("discard" in stage.done) == (not ours and not was_published)
+
+
+def test_an_agent_that_goes_on_keeps_the_room_and_the_limit(
+    pipeline: Pipeline, stage: Stage, job: Job, journal: Journal
+) -> None:
+    _killed_in("stream", pipeline, job, journal)
+    journal.note(job.entry.job_id, bandwidth_limit=40)
+    again = journalled_again(job, journal)
+    assert (stage.holds_room, again.bandwidth_limit) == (False, 0)
+    pipeline.run(again)
+    assert (stage.holds_room, again.bandwidth_limit) == (True, 40)
 
 
 def test_an_image_that_is_gone_already_ends_the_job_before_the_guest_is_touched(
@@ -183,13 +190,18 @@ def test_recovery_of_an_instance_that_is_gone_still_removes_its_image(
     assert stage.done == ["find", "discard ours"]
 
 
-def _facts_when_killed_in(pipeline: Pipeline, steps: list[Any], job: Job, journal: Journal) -> Job:
-    """Run until the step that dies, and return the job as the next start finds it."""
+def _killed_in(name: str, pipeline: Pipeline, job: Job, journal: Journal) -> Job:
+    """Run until the agent dies in a step, and return the job as the next start finds it."""
+
+    def die(_run: Any) -> None:
+        raise KeyboardInterrupt
+
     run = begin(pipeline._tools, job, pipeline._tools.hypervisor.guest(""))
-    for step in steps:
+    for step in STEPS:
         pipeline._enter(step, run)
         try:
-            step.run(run)
+            (die if step.name == name else step.run)(run)
         except KeyboardInterrupt:
             break
+    run.closing.close()  # what is dead looks after nothing
     return journalled_again(job, journal)

@@ -103,13 +103,13 @@ class Pause:
         does not succeed."""
         freezes = self.freeze is not Freeze.NEVER
         if freezes:
-            self._arm(self._sentinel.budget_s + self._limits.freeze_timeout_s)
+            self._arm(self._sentinel.budget_s + self._limits.freeze_timeout_s, resumes=False)
             self._freeze()
         # Whoever paused the guest since it was looked at means it.
         self.suspends = self.suspends and self._guest.power_state() is PowerState.RUNNING
         if freezes or self.suspends:
             # Anew after a freeze: a guest agent that was slow has used up the time.
-            self._arm(self._sentinel.budget_s)
+            self._arm(self._sentinel.budget_s, resumes=self.suspends)
         self.began_at = clock.epoch_s()
         self._suspended_at = time.monotonic()
         self._stands = self.suspends
@@ -124,6 +124,7 @@ class Pause:
         self._stands = False
         self._resumed_at = time.monotonic()
         if self._may_be_frozen:
+            self._sentinel.resumed(self._guest.uuid)
             self._held = self._thaw()
         self._disarm()
 
@@ -135,14 +136,15 @@ class Pause:
             self._guest.resume()
             self._stands = False
         if self._may_be_frozen:
+            self._sentinel.resumed(self._guest.uuid)
             self._thaw()
         self._disarm()
 
-    def proven(self) -> Stop | None:
+    def proven(self, backup_jobs: int) -> Stop | None:
         """Return what the stop was like by QEMU's own stamps; None if there was none.
 
-        The capture's begin and end, and the begin of each of QEMU's backup
-        jobs, must lie between the two.
+        The capture's begin and end, and the begin of each of QEMU's
+        `backup_jobs`, must lie between the two.
         """
         if not self.suspends:
             return None
@@ -151,16 +153,18 @@ class Pause:
             return Stop(pause_ms=(self._resumed_at - self._suspended_at) * 1e3)
         return Stop(
             pause_ms=proof.pause_ms,
-            instant_inside=proof.instant_inside is not False and self._ended_at <= proof.resumed_at,
+            instant_inside=len(proof.instants) >= backup_jobs
+            and proof.instant_inside is not False
+            and self._ended_at <= proof.resumed_at,
             stamps=PauseStamps(
                 stopped_at=proof.stopped_at, instants=proof.instants, resumed_at=proof.resumed_at
             ),
         )
 
-    def _arm(self, budget_s: float) -> None:
+    def _arm(self, budget_s: float, *, resumes: bool) -> None:
         self._armed = True
         thaws = self.freeze is not Freeze.NEVER
-        self._sentinel.arm(self._guest.uuid, thaws=thaws, budget_s=budget_s)
+        self._sentinel.arm(self._guest.uuid, resumes=resumes, thaws=thaws, budget_s=budget_s)
 
     def _freeze(self) -> None:
         if not self._guest.has_agent():

@@ -52,15 +52,26 @@ class Sentinel:
             LOG.warning("The sentinel (pid %d) still resumes a guest", process.pid)
 
     def arm(
-        self, instance_uuid: str, *, thaws: bool = False, budget_s: float | None = None
+        self,
+        instance_uuid: str,
+        *,
+        resumes: bool = True,
+        thaws: bool = False,
+        budget_s: float | None = None,
     ) -> None:
-        """Have the sentinel watch over a guest that is about to be paused (and, `thaws`, frozen).
+        """Have the sentinel watch over a guest that is about to be paused or frozen.
 
+        It undoes only that: with `resumes` a pause, with `thaws` a freeze.
         Returns when it does. Raises CaptureFailed if there is no sentinel to be
         had: without one, nothing is paused.
         """
         line = json.dumps(
-            {"arm": instance_uuid, "budget_s": budget_s or self.budget_s, "thaws": thaws}
+            {
+                "arm": instance_uuid,
+                "budget_s": budget_s or self.budget_s,
+                "resumes": resumes,
+                "thaws": thaws,
+            }
         )
         with self._lock:
             for _ in range(2):
@@ -72,10 +83,17 @@ class Sentinel:
             "the instance was not paused, because nothing would have watched over the pause"
         )
 
+    def resumed(self, instance_uuid: str) -> None:
+        """The guest runs again but may be frozen yet: whoever pauses it from now on means it."""
+        self._say({"resumed": instance_uuid})
+
     def disarm(self, instance_uuid: str) -> None:
         """The guest runs again; a sentinel that is gone has nothing to forget."""
+        self._say({"disarm": instance_uuid})
+
+    def _say(self, message: dict[str, str]) -> None:
         with self._lock:
-            if self._process is not None and not self._send(json.dumps({"disarm": instance_uuid})):
+            if self._process is not None and not self._send(json.dumps(message)):
                 self._abandon()
 
     def _ensure(self) -> subprocess.Popen[bytes]:

@@ -294,10 +294,14 @@ def _note_full_ones(run: Run) -> None:
 
 def _look_after(run: Run) -> None:
     """From now on the job ends, or reads slower, when somebody or something needs it to."""
-    settings, job = run.tools.settings, run.job
-    capture, min_free_bytes = run.capture, settings.scratch_min_free_bytes
-    checks = [watch.space_is_left(capture.growing(), min_free_bytes, capture.reserve_bytes)]
-    run.closing.enter_context(watch.Watch(job, checks))
+    settings, job, capture = run.tools.settings, run.job, run.capture
+    room = watch.space_is_left(
+        capture.growing(),
+        settings.scratch_min_free_bytes,
+        capture.reserve_bytes,
+        run.plan.others_bytes,
+    )
+    run.closing.enter_context(watch.Watch(job, [room]))
     wanted = watch.image_is_wanted(run.tools.images, run.publication.present)
     # Apart: a Glance that hangs must not keep anybody from looking at the space left.
     run.closing.enter_context(watch.Watch(job, [wanted], watch.IMAGE_INTERVAL_S))
@@ -345,7 +349,7 @@ def _is_active(guest: Guest) -> bool:
 
 def _figures(run: Run) -> CaptureFigures:
     """Return what the capture was like, and say so in the log."""
-    stop = run.pause.proven()
+    stop = run.pause.proven(len(run.targets) if run.capture.method == "backup" else 0)
     if stop is None:
         LOG.info("Captured without a pause")
     else:

@@ -97,20 +97,27 @@ def image_is_wanted(images: ImageService, image_ids: Callable[[], Iterable[str]]
 
 
 def space_is_left(
-    files: Iterable[Path], min_free_bytes: int, reserve_bytes: Callable[[], int]
+    files: Iterable[Path],
+    min_free_bytes: int,
+    reserve_bytes: Callable[[], int],
+    others_bytes: Callable[[Path], int],
 ) -> Check:
     """Raise CaptureFailed before the file system of a growing file is full.
 
-    Beyond `min_free_bytes` there must be left what ending the capture will take.
+    Beyond `min_free_bytes` there must be left what ending the capture will take,
+    and what belongs to others in a directory's file system.
     """
     directories = {file.parent for file in files}
 
     def check() -> None:
-        needed = min_free_bytes + reserve_bytes()
+        own = min_free_bytes + reserve_bytes()
         for directory in directories:
-            free = shutil.disk_usage(directory).free
-            if free < needed:
-                LOG.error("%s has only %d MiB left", directory, free >> 20)
+            free, others = shutil.disk_usage(directory).free, others_bytes(directory)
+            if free < own + others:
+                LOG.error(
+                    "%s has only %d MiB left, %d of them for other captures that are open",
+                    *(directory, free >> 20, others >> 20),
+                )
                 raise CaptureFailed(
                     "the host ran out of space for what the instance overwrote during the "
                     "snapshot; try again later, or when the instance writes less"

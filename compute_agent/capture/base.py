@@ -81,6 +81,10 @@ class Plan:
         """Have it promised anew, unasked, to a view that stands."""
         self.reservations.hold(self.workspace.scratch.name, needs, self.scratch_reserve_percent)
 
+    def others_bytes(self, directory: Path) -> int:
+        """Return what the job must leave to others of a directory's file system."""
+        return self.reservations.others_bytes(self.workspace.scratch.name, directory)
+
     def release_room(self) -> None:
         """Give it to others; harmless if there is none."""
         self.reservations.release(self.workspace.scratch.name)

@@ -35,10 +35,10 @@ class _Share:
     promised_bytes: int
     had_bytes: int
 
-    def outstanding_bytes(self) -> int:
-        """Return what it has not yet taken of that."""
+    def left_bytes(self) -> int:
+        """Return what it has not yet taken of that; less than 0 if it took more."""
         grown_bytes = allocated_bytes([self.file]) - self.had_bytes
-        return max(0, self.promised_bytes - max(0, grown_bytes))
+        return self.promised_bytes - max(0, grown_bytes)
 
 
 class Reservations:
@@ -76,11 +76,24 @@ class Reservations:
         with self._lock:
             self._shares.pop(holder, None)
 
-    def _promised(self) -> Mapping[int, int]:
+    def others_bytes(self, holder: str, directory: Path) -> int:
+        """Return how much of a directory's file system `holder` must leave to others.
+
+        Nothing, while it keeps to its own promise. Beyond it, what the others were
+        promised and have not used yet: the one that takes more than its share ends,
+        not one that does not.
+        """
+        device = directory.stat().st_dev
+        with self._lock:
+            own = [share for share in self._shares.get(holder, ()) if share.device == device]
+            keeps_to_it = sum(share.left_bytes() for share in own) > 0
+            return 0 if keeps_to_it else self._promised(but=holder)[device]
+
+    def _promised(self, but: str | None = None) -> Counter[int]:
         promised: Counter[int] = Counter()
-        for shares in self._shares.values():
-            for share in shares:
-                promised[share.device] += share.outstanding_bytes()
+        for holder, shares in self._shares.items():
+            for share in shares if holder != but else ():
+                promised[share.device] += max(0, share.left_bytes())
         return promised
 
 

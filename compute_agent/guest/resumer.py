@@ -6,14 +6,16 @@
 Started by `compute_agent.sentinel` in a session of its own, so that it outlives
 a kill of the agent's process group. It reads one JSON object a line:
 
-    {"arm": DOMAIN_UUID, "budget_s": SECONDS, "thaws": BOOL}   answered by the same UUID
+    {"arm": DOMAIN_UUID, "budget_s": SECONDS, "resumes": BOOL, "thaws": BOOL}
+                                        answered by the same UUID
+    {"resumed": DOMAIN_UUID}            it runs again, and may be frozen yet
     {"disarm": DOMAIN_UUID}
 
-A domain that is not disarmed within its budget is resumed and, with `thaws`,
-its file systems are thawed; when the line breaks off (the agent is gone, however
-it went), that is done for every armed domain at once, and the process ends. It
-has a libvirt connection of its own and imports nothing that the agent could
-break.
+A domain that is not disarmed within its budget is resumed, with `resumes`, and
+its file systems are thawed, with `thaws`; when the line breaks off (the agent is
+gone, however it went), that is done for every armed domain at once, and the
+process ends. It has a libvirt connection of its own and imports nothing that the
+agent could break.
 """
 
 from __future__ import annotations
@@ -64,6 +66,8 @@ class Resumer:
         self._connection: libvirt.virConnect | None = None
         #: Armed domains and the time (time.monotonic()) at which each is resumed.
         self._deadlines: dict[str, float] = {}
+        #: Armed domains that the agent may have paused: another's pause is not ours to end.
+        self._paused: set[str] = set()
         #: Armed domains whose file systems may be frozen.
         self._frozen: set[str] = set()
         #: How often each domain was armed or disarmed: what a rescue began for may be over.
@@ -101,18 +105,29 @@ class Resumer:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             message = json.loads(line)
-            self._turns[message.get("arm") or message["disarm"]] += 1
             if "arm" in message:
-                self._deadlines[message["arm"]] = time.monotonic() + message["budget_s"]
-                if message.get("thaws"):
-                    self._frozen.add(message["arm"])
-                if self._connection is None or not self._connection.isAlive():
-                    self._connect()
-                sys.stdout.write(message["arm"] + "\n")
-                sys.stdout.flush()
+                self._arm(**message)
+            elif "disarm" in message:
+                self._disarm(message["disarm"])
             else:
-                self._deadlines.pop(message["disarm"], None)
-                self._frozen.discard(message["disarm"])
+                self._paused.discard(message["resumed"])
+
+    def _arm(self, arm: str, budget_s: float, *, resumes: bool = True, thaws: bool = False) -> None:
+        self._turns[arm] += 1
+        self._deadlines[arm] = time.monotonic() + budget_s
+        (self._paused.add if resumes else self._paused.discard)(arm)
+        if thaws:
+            self._frozen.add(arm)
+        if self._connection is None or not self._connection.isAlive():
+            self._connect()
+        sys.stdout.write(arm + "\n")
+        sys.stdout.flush()
+
+    def _disarm(self, domain: str) -> None:
+        self._turns[domain] += 1
+        self._deadlines.pop(domain, None)
+        self._paused.discard(domain)
+        self._frozen.discard(domain)
 
     def _resume_late(self) -> None:
         now = time.monotonic()
@@ -148,7 +163,7 @@ class Resumer:
         return True
 
     def _resume(self, found: libvirt.virDomain, domain: str) -> None:
-        if found.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+        if domain in self._paused and found.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
             found.resume()
             LOG.warning("[instance: %s] The sentinel resumed the guest", domain)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,17 +27,21 @@ class Guest:
         #: What QEMU tells of the stop, in seconds after it began.
         self.instants_s: tuple[float, ...] = (0.01,)
         self.lasted_s = 60.0
+        #: Called before anything is done to it.
+        self.watch: Callable[[], None] = lambda: None
 
     def has_agent(self) -> bool:
         return self.agent
 
     def freeze(self, _timeout_s: float) -> int:
+        self.watch()
         self.done.append("freeze")
         if self.freeze_fails:
             raise HypervisorError("no answer")
         return self.frozen
 
     def thaw(self, _timeout_s: float) -> int:
+        self.watch()
         self.done.append("thaw")
         if self.thaw_fails:
             raise HypervisorError("no answer")
@@ -53,9 +58,11 @@ class Guest:
         return PowerState.RUNNING
 
     def suspend(self) -> None:
+        self.watch()
         self.done.append("suspend")
 
     def resume(self) -> None:
+        self.watch()
         self.done.append("resume")
 
 
@@ -67,10 +74,16 @@ class Sentinel:
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
         self.budgets: list[tuple[bool, float]] = []
+        #: Whether a pause of the guest would be undone.
+        self.resumes = False
 
-    def arm(self, _uuid: str, *, thaws: bool, budget_s: float) -> None:
+    def arm(self, _uuid: str, *, resumes: bool, thaws: bool, budget_s: float) -> None:
         self.guest.done.append("arm")
         self.budgets.append((thaws, budget_s))
+        self.resumes = resumes
+
+    def resumed(self, _uuid: str) -> None:
+        self.resumes = False
 
     def disarm(self, _uuid: str) -> None:
         self.guest.done.append("disarm")
@@ -168,6 +181,22 @@ def test_a_thaw_that_fails_leaves_the_sentinel_armed() -> None:
     assert guest.done[-2:] == ["thaw", "disarm"]
 
 
+@pytest.mark.parametrize("way_out", [Pause.end, Pause.undo])
+def test_only_the_stop_itself_is_undone_by_the_sentinel(way_out: Callable[[Pause], None]) -> None:
+    """Before it and after it a pause is somebody else's, though the file systems stay frozen."""
+    guest: Any = Guest()
+    sentinel: Any = Sentinel(guest)
+    limits = Limits(freeze_timeout_s=3)
+    pause = Pause(guest, sentinel, suspends=True, freeze=Freeze.TRY, limits=limits)
+    seen: list[bool] = []
+    guest.watch = lambda: seen.append(sentinel.resumes)
+    pause.begin()
+    guest.thaw_fails = True
+    way_out(pause)
+    assert guest.done == ["arm", "freeze", "arm", "suspend", "resume", "thaw"]
+    assert seen == [False, True, True, False]
+
+
 def test_undoing_a_stop_resumes_first() -> None:
     guest = Guest()
     pause = pause_of(guest, Freeze.TRY)
@@ -177,24 +206,34 @@ def test_undoing_a_stop_resumes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("instants_s", "lasted_s", "inside"),
+    ("backup_jobs", "instants_s", "lasted_s", "inside"),
     [
-        ((0.01,), 60.0, True),
-        ((0.01, 0.02), 60.0, True),
-        ((-1.0,), 60.0, False),
-        ((0.01, 61.0), 60.0, False),
-        ((0.0,), 0.0, False),
+        (1, (0.01,), 60.0, True),
+        (2, (0.01, 0.02), 60.0, True),
+        (1, (-1.0,), 60.0, False),
+        (2, (0.01, 61.0), 60.0, False),
+        (1, (0.0,), 0.0, False),
+        (2, (0.01,), 60.0, False),
+        (0, (), 60.0, True),
     ],
-    ids=["inside", "two disks", "before it", "one after it", "resumed before the capture was over"],
+    ids=[
+        "inside",
+        "two disks",
+        "before it",
+        "one after it",
+        "resumed before the capture was over",
+        "one not seen",
+        "of a method without jobs",
+    ],
 )
 def test_an_instant_is_only_called_inside_the_stop_if_qemu_s_stamps_say_so(
-    instants_s: tuple[float, ...], lasted_s: float, inside: bool
+    backup_jobs: int, instants_s: tuple[float, ...], lasted_s: float, inside: bool
 ) -> None:
     guest = Guest()
     guest.instants_s, guest.lasted_s = instants_s, lasted_s
     pause = pause_of(guest, Freeze.NEVER)
     pause.begin()
     pause.end()
-    stop = pause.proven()
+    stop = pause.proven(backup_jobs)
     assert stop is not None
     assert stop.instant_inside is inside

@@ -82,5 +82,25 @@ def test_what_is_there_already_is_not_what_it_grew_by(tmp_path: Path) -> None:
     assert reservations._promised()[device] == 1 << 18
 
 
+def test_only_one_that_took_more_than_its_share_must_leave_the_others_theirs(
+    tmp_path: Path,
+) -> None:
+    mib = 1 << 20
+    one, other = tmp_path / "one", tmp_path / "other"
+    reservations = space.Reservations()
+    reservations.take("one", [(one, 2 * mib), (tmp_path / "its-second", 2 * mib)], 50)
+    reservations.take("other", [(other, 8 * mib)], 50)
+    one.write_bytes(b"x" * mib)
+    other.write_bytes(b"x" * mib)
+    os.sync()
+    assert reservations.others_bytes("one", tmp_path) == 0
+    one.write_bytes(b"x" * 3 * mib)
+    os.sync()
+    assert reservations.others_bytes("one", tmp_path) == 3 * mib
+    assert reservations.others_bytes("other", tmp_path) == 0
+    reservations.release("other")
+    assert reservations.others_bytes("one", tmp_path) == 0
+
+
 def test_a_file_that_is_gone_takes_no_room(tmp_path: Path) -> None:
     assert space.allocated_bytes([tmp_path / "gone"]) == 0

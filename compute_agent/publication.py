@@ -14,11 +14,11 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from common import clock
-from common.errors import JobCancelled, StillframeError, VerifyFailed
+from common.errors import JobCancelled, JobInterrupted, StillframeError, VerifyFailed
 from common.glance import Image, ImageNotFound, ImageRefused
 from common.messages import disk_image_id, second_image_id
 from common.reports import CaptureFigures, DiskImage
@@ -69,7 +69,6 @@ class Publication:
         for image in self._all:
             with _deletion_cancels():
                 if image is not root and not self._exists(image):
-                    # Waited for, whatever happens: a record made late would be nobody's.
                     self._make_record(root, image)
                 self._present.add(image.image_id)
                 self._describe(image)
@@ -81,7 +80,7 @@ class Publication:
         reason if it is stopped, and what `upload.upload` raises.
         """
         with self._stop_reason():
-            layouts = [self._layout(export) for export in exports]
+            layouts = [self._ask(functools.partial(self._layout, export)) for export in exports]
             self._teller.expect(sum(layout.length_bytes for layout in layouts))
             for at, (export, layout) in enumerate(zip(exports, layouts, strict=True)):
                 self._stream(at, export, layout)
@@ -153,7 +152,21 @@ class Publication:
             "stillframe_job_id": self._job.entry.job_id,
         }
         suffix = f" ({image.disk})"
-        self._images.duplicate_record(root.image_id, image.image_id, suffix, properties)
+        self._make_like(root.image_id, image.image_id, suffix, properties)
+
+    def _make_like(
+        self, image_id: str, new_id: str, suffix: str, properties: Mapping[str, str]
+    ) -> None:
+        """Make a record like that of another image; one that comes too late goes again."""
+
+        def make() -> None:
+            self._images.duplicate_record(image_id, new_id, suffix, properties)
+            job = self._job
+            if job.stopped.is_set() and not isinstance(job.why_stopped, JobInterrupted):
+                # Whoever gave up may have looked for it before it was there.
+                self._images.delete(new_id)
+
+        self._ask(make)
 
     def _exists(self, image: DiskImage) -> bool:
         if image.image_id not in self._taken_up:
@@ -275,7 +288,7 @@ class Publication:
         old = self._all[at].image_id
         new = second_image_id(old)
         with _deletion_cancels():
-            self._images.duplicate_record(old, new, "", {})
+            self._make_like(old, new, "", {})
             self._note(at, image_id=new)
             # Whoever finds the job interrupted must know of this one too.
             known = [image.to_wire() for image in self._all]
@@ -285,7 +298,7 @@ class Publication:
             if at == 0:
                 for image in self._all[1:]:
                     self._update(image.image_id, {"stillframe_root_image": new})
-            self._images.delete(old)
+            self._ask(functools.partial(self._images.delete, old))
         LOG.warning("Image %s takes the place of %s", new, old)
 
     def _first_id(self, at: int) -> str:

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common.errors import JobCancelled
+from common.errors import JobCancelled, JobInterrupted
 from common.glance import Image, ImageNotFound
 from common.messages import disk_image_id, second_image_id
 from common.reports import DiskImage
@@ -26,12 +28,13 @@ EXPORTS = tuple(Export(target=name, socket_path="/s", name=name) for name in ("v
 
 
 class Glance:
-    """Keeps records; stands still while `hangs` is set."""
+    """Keeps records; stands still while `hangs` is set, or only where it makes one."""
 
     def __init__(self) -> None:
         self.records: dict[str, dict[str, Any]] = {}
-        self.hangs = False
+        self.hangs = self.makes_records_late = False
         self.goes_on = threading.Event()
+        self.on_delete: Callable[[str], object] = lambda _image_id: None
 
     def show(self, image_id: str) -> Image:
         self._answer(image_id)
@@ -56,10 +59,13 @@ class Glance:
         self.records[image_id].update(changes)
 
     def duplicate_record(self, image_id: str, new_id: str, *_: Any) -> None:
+        if self.makes_records_late:
+            self.goes_on.wait(30)
         self.records[new_id] = self.records[image_id] | {"status": "queued", "sha512": ""}
 
     def delete(self, image_id: str) -> None:
         self.records.pop(image_id, None)
+        self.on_delete(image_id)
 
     def _answer(self, image_id: str) -> None:
         if self.hangs:
@@ -106,6 +112,48 @@ def test_a_stopped_job_does_not_wait_for_a_glance_that_hangs(
             publication.verify(EXPORTS)
     finally:
         glance.goes_on.set()
+
+
+def test_a_record_that_a_stopped_job_no_longer_waits_for_goes_when_it_comes(
+    publication: Publication, job: Job, glance: Glance
+) -> None:
+    """Whoever cleans up after the job would not find it yet, and nobody looks again."""
+    other = job.result.images[1].image_id
+    del glance.records[other]
+    glance.makes_records_late = True
+    threading.Timer(0.1, job.stop, [JobCancelled("no room")]).start()
+    with pytest.raises(JobCancelled, match="no room"):
+        publication.describe()
+    has_gone = threading.Event()
+    glance.on_delete = lambda image_id: image_id == other and has_gone.set()
+    glance.goes_on.set()
+    assert has_gone.wait(10)
+    assert other not in glance.records
+
+
+def test_the_job_that_the_next_agent_goes_on_with_keeps_a_record_that_comes_late(
+    publication: Publication, job: Job, glance: Glance
+) -> None:
+    """Glance takes no other record of an id that was deleted."""
+    other = job.result.images[1].image_id
+    del glance.records[other]
+    job.stop(JobInterrupted("the compute agent was stopped"))
+    with contextlib.suppress(JobInterrupted):
+        publication.describe()
+    assert other in glance.records
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_end_of_a_stopped_job(
+    publication: Publication, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(Publication, "_layout", lambda *_: goes_on.wait(30))
+    threading.Timer(0.1, job.stop, [JobCancelled("no room")]).start()
+    try:
+        with pytest.raises(JobCancelled, match="no room"):
+            publication.stream(EXPORTS)
+    finally:
+        goes_on.set()
 
 
 def test_images_name_the_root_image_that_took_the_place_of_another(

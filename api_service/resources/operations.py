@@ -17,7 +17,7 @@ from api_service.schemas import v1
 from api_service.store.job_lists import JobQuery
 from api_service.store.records import Job as JobRecord
 from api_service.visibility import EVERYBODYS_JOBS
-from common.states import IMAGE_KINDS, JobKind, JobState
+from common.states import DISK_KINDS, IMAGE_KINDS, JobKind, JobState
 
 LOG = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Job(JobResource):
         body = schemas.read_body(request)
         schemas.validate(schemas.ADJUST_JOB, body)
         job = self.job(request, job_id, "stillframe:jobs:adjust")
-        if job.kind not in IMAGE_KINDS:
+        if job.kind not in IMAGE_KINDS | DISK_KINDS:
             raise Conflict(f"Job {job.id} reads no data that could be limited: it is a {job.kind}.")
         adjusted = self.services.ledger.limit(job.id, body["bandwidth_limit"])
         if adjusted is None:

@@ -88,17 +88,25 @@ _IMAGE = _object(
         "why_full": _or_null(_TEXT),
     }
 )
-_CAPTURE: Schema = {
-    "type": "object",
-    "properties": {
+_STAMPS = _object(
+    {
+        "stopped_at": _NUMBER,
+        "instants": {"type": "array", "items": _NUMBER},
+        "resumed_at": _NUMBER,
+    }
+)
+_CAPTURE = _object(
+    {
         "method": _TEXT,
         "consistency": _TEXT,
         "captured_at": _NUMBER,
         "pause_ms": _or_null(_NUMBER),
+        "instant_inside_pause": _or_null({"type": "boolean"}),
+        "stamps": _or_null(_STAMPS),
         "freeze_ms": _or_null(_NUMBER),
-    },
-    "required": ["method", "consistency", "captured_at", "pause_ms", "freeze_ms"],
-}
+        "disks_left_out": {"type": "object", "additionalProperties": _TEXT},
+    }
+)
 JOB = _object(
     {
         "id": _UUID,

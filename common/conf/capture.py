@@ -107,7 +107,9 @@ sockets in it. A socket's whole path may have 107 bytes, so keep it short.
 A capture is refused when the scratch directory's file system has less free
 space than this share of the disk's size: the guest must never fail for want of
 space because of a backup. With method overlay the disk's own file system must
-have twice that: for the overlay, and for the disk when it is merged.
+have twice that: for the overlay, and for the disk when it is merged. What a
+guest overwrites beyond its share may take only what no other open capture was
+promised: else its snapshot ends, not another's.
 """,
     ),
     cfg.IntOpt(

@@ -16,7 +16,7 @@ from common.messages import RebuildRequest
 from common.reports import InstanceRecord
 from common.states import JobKind, JobState, PowerState
 from tests.api import agents as agent_says
-from tests.api.clouds import DOWN_AFTER_S, Cloud, RecordedCasts
+from tests.api.clouds import DOWN_AFTER_S, Cloud, RecordedCasts, headers
 from tests.api.memory_images import MemoryImages
 from tests.api.test_create_image import message_of
 from tests.api.test_response_schemas import VERSIONS, judge
@@ -236,6 +236,20 @@ def test_a_rebuild_that_is_done_mends_what_an_administrator_holds_to_be_broken(
     assert rebuild(cloud, instance.uuid, image_id).status_code == 202
     finish(cloud, cloud.casts.next(), power_state=PowerState.RUNNING)
     assert cloud.server(instance.uuid)["status"] == "ACTIVE"
+
+
+def test_the_operator_changes_the_limit_of_its_fetch(
+    cloud: Cloud, instance: InstanceRecord, image_id: str
+) -> None:
+    rebuild(cloud, instance.uuid, image_id)
+    job_id = cloud.casts.next()["job_id"]
+    url, body = f"/v1/jobs/{job_id}", {"bandwidth_limit": 5}
+    reply = cloud.http.simulate_patch(url, json=body, headers=headers(ADMIN, "2.96"))
+    assert reply.status_code == 202, reply.text
+    assert cloud.dispatcher.cast(job_id), "its agent may not have got it"
+    casts = [cloud.casts.next(), cloud.casts.next()]
+    limits = {cast["method"]: cast["bandwidth_limit"] for cast in casts}
+    assert limits == {"adjust_job": 5, "rebuild_instance": 5}
 
 
 def test_whoever_may_not_is_told_so(cloud: Cloud, instance: InstanceRecord, image_id: str) -> None:

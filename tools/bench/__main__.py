@@ -39,6 +39,12 @@ def main() -> int:
         command.add_argument(
             option, nargs="+", choices=choices, metavar="NAME", help=f"of {', '.join(choices)}"
         )
+    command.add_argument(
+        "--image-store",
+        type=Path,
+        metavar="DIR",
+        help="where Glance keeps its images, if not on the guests' disk: one of its own, a tmpfs",
+    )
     command.set_defaults(measure=_snapshot)
     command = benchmarks.add_parser("pause", help="how long guests stand still, by disk and host")
     command.add_argument("--count", type=int, default=20, help="stops of each kind and guest")
@@ -70,7 +76,12 @@ def _snapshot(arguments: argparse.Namespace) -> dict[str, Any]:
     plan = QUICK if arguments.quick else full(arguments.rounds)
     cases = arguments.case or _CASES
     courses = tuple(one for one in plan.courses if one.case.name in cases)
-    plan = dataclasses.replace(plan, courses=courses, only=tuple(arguments.only or ()))
+    plan = dataclasses.replace(
+        plan,
+        courses=courses,
+        only=tuple(arguments.only or ()),
+        image_store=arguments.image_store,
+    )
     return report.report(run.run(plan), run.ORDER, goals.of_snapshots, host.describe())
 
 

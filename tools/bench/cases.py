@@ -66,6 +66,8 @@ class Plan:
     quiet_s: float
     #: Only these methods, if any are named.
     only: tuple[str, ...] = ()
+    #: Where Glance keeps its images; None: on the disk that the guests are on.
+    image_store: Path | None = None
 
 
 CASES = (

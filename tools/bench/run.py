@@ -27,7 +27,7 @@ def run(plan: Plan) -> list[Sample]:
     began = time.monotonic()
     shuffler = random.Random(_SEED)  # noqa: S311 # the same order each time
     samples: list[Sample] = []
-    with private_cloud() as cloud, listening(cloud) as hypervisor:
+    with private_cloud(image_store=plan.image_store) as cloud, listening(cloud) as hypervisor:
         for course in plan.courses:
             with Stage(cloud, hypervisor, course.case, plan.quiet_s) as stage:
                 rounds = _Rounds(stage, course, plan.only, shuffler)

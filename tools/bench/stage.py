@@ -34,21 +34,25 @@ _BEAT_BEFORE_S = 0.1
 
 
 @contextlib.contextmanager
-def private_cloud(*, extra_qemu_conf: str = "") -> Iterator[Cloud]:
-    """Start broker, Glance, libvirtd and both daemons; stop and remove them afterwards."""
+def private_cloud(*, extra_qemu_conf: str = "", image_store: Path | None = None) -> Iterator[Cloud]:
+    """Start broker, Glance, libvirtd and both daemons; stop and remove them afterwards.
+
+    Glance keeps its images below `image_store`, or beside everything else.
+    """
     CACHE.mkdir(parents=True, exist_ok=True)
     say("Building what is missing: the guest's image, Glance's venv")
     image = build_image(CACHE / "guest", BASE_MIB, PAYLOAD_MIB)
     glance.make_venv(CACHE / "venv-glance")
-    with tempfile.TemporaryDirectory(prefix="sf-bench-", ignore_cleanup_errors=True) as directory:
+    with _own_directory() as directory, _own_directory(image_store) as images:
         cloud = Cloud(
-            Path(directory),
+            directory,
             cache=CACHE,
             bin_directory=Path(sys.executable).parent,
             image=image,
             accelerator=choose_accelerator(image, CACHE / "accelerator"),
             extra_config=_UNLIMITED,
         )
+        cloud.glance.images = images
         cloud.libvirtd = Libvirtd(cloud.directory / "libvirt", CACHE, extra_qemu_conf)
         try:
             say("Starting RabbitMQ, Glance, libvirtd and the two daemons")
@@ -61,6 +65,14 @@ def private_cloud(*, extra_qemu_conf: str = "") -> Iterator[Cloud]:
             raise
         finally:
             cloud.stop()
+
+
+@contextlib.contextmanager
+def _own_directory(parent: Path | None = None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(
+        prefix="sf-bench-", dir=parent, ignore_cleanup_errors=True
+    ) as directory:
+        yield Path(directory)
 
 
 @contextlib.contextmanager
@@ -82,7 +94,8 @@ class Stage:
         self.case = case
         self.temp = cloud.directory / "temp"
         #: The bytes that every bare PUT sends; set once there are some.
-        self.put_source = cloud.directory / "put-source"
+        #: Beside Glance's own files, of which it is one more name.
+        self.put_source = cloud.glance.images / "put-source"
         self.hash_s_per_byte = measure.sha512_s_per_byte()
         self._hypervisor = hypervisor
         self._quiet_s = quiet_s

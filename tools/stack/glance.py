@@ -28,7 +28,7 @@ connection = sqlite:///{here}/glance.sqlite?timeout=60
 [glance_store]
 default_backend = file
 [file]
-filesystem_store_datadir = {here}/images
+filesystem_store_datadir = {images}
 filesystem_store_chunk_size = 4194304
 [os_glance_staging_store]
 filesystem_store_datadir = {here}/staging
@@ -50,6 +50,8 @@ class Glance:
         self.identity: Identity = NoIdentity()
         self._directory = directory
         self._venv = venv
+        #: Where the file store keeps the data, a file an image id. Set it before the start.
+        self.images = directory / "images"
         self.process = Process("glance", directory)
         self.port = kept_port(directory / "port", self.process)
 
@@ -57,11 +59,6 @@ class Glance:
     def endpoint(self) -> str:
         """Its URL, without a version."""
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def images(self) -> Path:
-        """Where the file store keeps the data, a file an image id."""
-        return self._directory / "images"
 
     def start(self) -> None:
         """Start it, if it does not run, and wait until it listens."""
@@ -81,10 +78,11 @@ class Glance:
         self.process.stop()
 
     def _configure(self) -> None:
-        for name in ("images", "staging", "tasks"):
-            (self._directory / name).mkdir(exist_ok=True)
+        for store in (self.images, self._directory / "staging", self._directory / "tasks"):
+            store.mkdir(exist_ok=True)
         self._directory.joinpath("glance-api.conf").write_text(
             _CONFIG.format(
+                images=self.images,
                 here=self._directory,
                 port=self.port,
                 venv=self._venv,

@@ -138,7 +138,8 @@ class Agent:
     def _listen(self) -> None:
         """Hear what happens to domains."""
         self.hypervisor.on_change = self.announcer.changed
-        self.hypervisor.on_undefined = self._instance_deleted
+        # Its increments are not forgotten: it may be defined again, with the same disk.
+        self.hypervisor.on_undefined = self.jobs.instance_deleted
         self.hypervisor.on_io_error = self.jobs.instance_out_of_space
 
     def run(self) -> int:
@@ -160,10 +161,6 @@ class Agent:
     def healthy(self) -> bool:
         """Tell whether the working loops run (systemd's watchdog asks)."""
         return all(part.alive() for part in (self.hypervisor, self.reporter, self.announcer))
-
-    def _instance_deleted(self, instance_uuid: str) -> None:
-        self.jobs.instance_deleted(instance_uuid)
-        self.increments.forget_instance(instance_uuid)
 
     def reload(self) -> None:
         """Read the mutable options again and pass them on; running jobs go on."""

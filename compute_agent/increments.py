@@ -116,6 +116,9 @@ class Increments:
         self.give_up(guest)
         name = f"{_PREFIX}{job_id.replace('-', '')[:8]}"
         record = self._read(guest.uuid)
+        if record.chain is not None:
+            # What libvirt does not know it does not remove either.
+            _is_known(guest, record.chain)
         # Recorded first: a crash between the two leaves nothing that nobody knows of.
         pending = Pending(checkpoint=name, xml="", job_id=job_id)
         self._write(guest.uuid, dataclasses.replace(record, pending=pending))
@@ -161,11 +164,20 @@ class Increments:
         self._drop(guest, keep=(chain.checkpoint,))
 
     def give_up(self, guest: Guest) -> None:
-        """Forget the checkpoint of a job that did not come to its end."""
+        """Forget the checkpoint of a job that did not come to its end.
+
+        It stays noted where the guest is gone: its disk may come back with it.
+        """
         record = self._read(guest.uuid)
-        if record.pending is not None:
+        if record.pending is None:
+            return
+        try:
+            _is_known(guest, record.pending)
             guest.delete_checkpoint(record.pending.checkpoint)
-            self._write(guest.uuid, dataclasses.replace(record, pending=None))
+        except InstanceNotFound:
+            LOG.info("The instance is gone, and checkpoint %s with it", record.pending.checkpoint)
+            return
+        self._write(guest.uuid, dataclasses.replace(record, pending=None))
 
     def forget(self, guest: Guest) -> None:
         """Forget the instance's chain and its checkpoints; the next snapshot is a full one."""
@@ -177,12 +189,9 @@ class Increments:
         """Forget an instance that is gone."""
         self._path(instance_uuid).unlink(missing_ok=True)
 
-    def pending_instances(self) -> list[str]:
-        """Return the instances with a checkpoint that a job had made, for recovery at start."""
-        if not self._directory.is_dir():
-            return []
-        names = sorted(path.stem for path in self._directory.glob("*.json"))
-        return [name for name in names if self._read(name).pending is not None]
+    def instances(self) -> list[str]:
+        """Return the instances that something is known of, for recovery at start."""
+        return sorted(path.stem for path in self._directory.glob("*.json"))
 
     def _objection(
         self,
@@ -204,7 +213,9 @@ class Increments:
         sizes = {target.name: target.capacity_bytes for target in targets}
         if {name: link.capacity_bytes for name, link in chain.links.items()} != sizes:
             return "other disks, or other sizes, than at the last snapshot"
-        return self._lost_parent(chain) or self._lost_checkpoint(guest, chain)
+        if why := self._lost_parent(chain):
+            return why
+        return None if _is_known(guest, chain) else "the record of what has changed was lost"
 
     def _lost_parent(self, chain: Chain) -> str | None:
         for link in chain.links.values():
@@ -233,15 +244,6 @@ class Increments:
             if image.status != "active":
                 return False
         return "stillframe_parent" not in image.properties
-
-    def _lost_checkpoint(self, guest: Guest, chain: Chain) -> str | None:
-        if chain.checkpoint in guest.checkpoint_names():
-            return None
-        try:
-            guest.redefine_checkpoint(chain.xml)
-        except StillframeError:
-            return "the record of what has changed was lost"
-        return None
 
     def _drop(self, guest: Guest, keep: Sequence[str]) -> None:
         for name in guest.checkpoint_names():
@@ -275,11 +277,11 @@ class Increments:
 def give_up_all(
     increments: Increments, find: Callable[[str], Guest], *, but: Collection[str]
 ) -> None:
-    """Forget, at start, every pending checkpoint, `but` those of these instances.
+    """Forget, at start, every pending checkpoint and the instances that are gone, `but` these.
 
     `find` returns the guest of an instance.
     """
-    for instance_uuid in increments.pending_instances():
+    for instance_uuid in increments.instances():
         if instance_uuid in but:
             continue
         try:
@@ -288,6 +290,24 @@ def give_up_all(
             increments.forget_instance(instance_uuid)
         except StillframeError as error:
             LOG.warning("A checkpoint of instance %s stays for now: %s", instance_uuid, error)
+
+
+def _is_known(guest: Guest, made: Chain | Pending) -> bool:
+    """Tell whether libvirt knows a checkpoint, if need be anew.
+
+    It forgets them with a domain that is undefined, and Nova undefines and defines at each
+    hard reboot and start; the bitmap stays in the disk's file.
+    """
+    if made.checkpoint in guest.checkpoint_names():
+        return True
+    if not made.xml:
+        return False
+    try:
+        guest.redefine_checkpoint(made.xml)
+    except StillframeError as error:
+        LOG.info("Checkpoint %s is lost: %s", made.checkpoint, error)
+        return False
+    return True
 
 
 def _checkpoint_xml(name: str, targets: Sequence[CaptureTarget]) -> str:

@@ -111,13 +111,19 @@ class BackupJobs(Handle):
             return str(self._domain.checkpointCreateXML(checkpoint_xml).getXMLDesc())
 
     def redefine_checkpoint(self, full_xml: str) -> None:
-        """Tell libvirt anew of a checkpoint whose bitmap is still in the disk's image."""
+        """Tell libvirt anew of a checkpoint whose bitmap is still in the disk's image.
+
+        By itself: what was its parent may be gone, and libvirt refuses one that names such.
+        """
+        checkpoint = ET.fromstring(full_xml)  # noqa: S314 # libvirt itself wrote it
+        for parent in checkpoint.findall("parent"):
+            checkpoint.remove(parent)
         flags = (
             libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
             | libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
         )
         with translated("redefining a checkpoint"):
-            self._domain.checkpointCreateXML(full_xml, flags)
+            self._domain.checkpointCreateXML(ET.tostring(checkpoint, encoding="unicode"), flags)
 
     def delete_checkpoint(self, name: str) -> None:
         """Forget a checkpoint and its bitmap; one that is gone already is fine.

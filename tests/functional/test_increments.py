@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -147,6 +148,45 @@ def test_an_increment_after_a_stop_and_start_holds_what_changed(
     asked, image = increment(cloud, guest)
     assert image["chain_length"] == 1
     assert newest_record(assert_sound(flattened(cloud, asked), tmp_path)) > 0
+
+
+def bitmaps(guest: Guest) -> list[str]:
+    """Return what the disk's file keeps of changes, when the guest is off."""
+    command = ["qemu-img", "info", "--output", "json", str(guest.disk)]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    kept = told["format-specific"]["data"].get("bitmaps", [])
+    return [bitmap["name"] for bitmap in kept]
+
+
+def define_anew(cloud: Cloud, guest: Guest, tmp_path: Path) -> None:
+    """Stop and start it as Nova does it, which forgets what libvirt knows of its checkpoints."""
+    guest.shut_down()
+    cloud.wait_for_instance(guest, "SHUTOFF")
+    definition = tmp_path / "domain.xml"
+    definition.write_text(cloud.libvirtd.virsh("dumpxml", "--inactive", guest.name))
+    cloud.libvirtd.virsh("undefine", guest.name, "--checkpoints-metadata")
+    cloud.libvirtd.virsh("define", str(definition))
+    guest.start()
+    cloud.wait_for_instance(guest)
+
+
+def test_an_increment_after_the_domain_was_defined_anew_holds_what_changed(
+    cloud: Cloud, new_guest: NewGuest, agent_options: Callable[..., None], tmp_path: Path
+) -> None:
+    agent_options("checkpoints = true")
+    guest = new_guest()
+    increment(cloud, guest)
+    increment(cloud, guest)
+    define_anew(cloud, guest, tmp_path)
+    asked, image = increment(cloud, guest)
+    assert (image["chain_length"], image["why_full"]) == (2, None)
+    assert newest_record(assert_sound(flattened(cloud, asked), tmp_path)) > 0
+    define_anew(cloud, guest, tmp_path)
+    assert ask(cloud, guest).ended()["state"] == "done"
+    kept = checkpoints(cloud, guest)
+    guest.shut_down()
+    cloud.wait_for_instance(guest, "SHUTOFF")
+    assert bitmaps(guest) == kept, "nothing stays of what libvirt had forgotten"
 
 
 def test_a_disk_that_was_resized_makes_a_full_one(cloud: Cloud, guest: Guest) -> None:

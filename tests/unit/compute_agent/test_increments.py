@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from common.errors import InstanceNotFound
 from common.glance import Image, ImageNotFound
 from common.reports import DiskImage
 from compute_agent.capture.base import CaptureTarget
-from compute_agent.increments import Increments
+from compute_agent.increments import Increments, give_up_all
 from tests.unit.compute_agent.stage import disk_of
 
 JOB = "0a1b2c3d-0000-4000-8000-000000000000"
@@ -25,9 +26,18 @@ class Guest:
 
     def __init__(self) -> None:
         self.names: set[str] = set()
+        self.is_gone = False
 
     def checkpoint_names(self) -> frozenset[str]:
+        if self.is_gone:
+            raise InstanceNotFound("gone")
         return frozenset(self.names)
+
+    def delete_checkpoint(self, name: str) -> None:
+        self.names.discard(name)
+
+    def redefine_checkpoint(self, xml: str) -> None:
+        self.create_checkpoint(xml)
 
     def create_checkpoint(self, xml: str) -> str:
         self.names.add(xml.partition("<name>")[2].partition("</name>")[0])
@@ -66,11 +76,15 @@ def glance() -> Glance:
     return Glance()
 
 
+def increments_in(directory: Path, glance: Glance) -> Increments:
+    anything: Any = glance
+    return Increments(directory, anything, max_length=7)
+
+
 def planned(glance: Glance, directory: Path) -> str | None:
     """Have a snapshot be the third of its chain, and return why the next one is a full one."""
-    anything: Any = glance
     guest: Any = Guest()
-    increments = Increments(directory, anything, max_length=7)
+    increments = increments_in(directory, glance)
     increments.begin(guest, TARGETS, JOB)
     image = DiskImage(image_id="second", disk="vda", sha512="hash", chain_length=2)
     increments.settle(guest, JOB, [image], {"vda": 1 << 30})
@@ -95,3 +109,42 @@ def test_an_image_deleted_anywhere_in_the_chain_makes_the_next_snapshot_a_full_o
 def test_nothing_is_laid_on_a_raw_image(glance: Glance, tmp_path: Path) -> None:
     glance.formats["second"] = "raw"
     assert "raw" in (planned(glance, tmp_path) or "")
+
+
+def test_the_checkpoint_of_a_job_whose_domain_was_undefined_goes_when_it_is_defined_again(
+    glance: Glance, tmp_path: Path
+) -> None:
+    """Its bitmap is in the disk's file all the while."""
+    guest: Any = Guest()
+    increments = increments_in(tmp_path, glance)
+    increments.begin(guest, TARGETS, JOB)
+    made = set(guest.names)
+    guest.names.clear()
+    guest.is_gone = True
+    increments.give_up(guest)
+    guest.is_gone = False
+    deleted: list[str] = []
+    guest.delete_checkpoint = lambda name: deleted.append(name) if name in guest.names else None
+    increments.begin(guest, TARGETS, JOB.replace("0a1b", "1a1b"))
+    assert set(deleted) == made
+
+
+def test_only_instances_that_are_gone_at_the_agent_s_start_are_forgotten(
+    glance: Glance, tmp_path: Path
+) -> None:
+    """An undefined domain may be defined again, as Nova does it."""
+    guests: dict[str, Any] = {name: Guest() for name in ("here", "at work", "gone")}
+    increments = increments_in(tmp_path, glance)
+    for name, guest in guests.items():
+        guest.uuid = name
+        increments.begin(guest, TARGETS, JOB)
+
+    def find(name: str) -> Any:
+        if name != "here":
+            raise InstanceNotFound("gone")
+        return guests[name]
+
+    give_up_all(increments, find, but={"at work"})
+    assert increments.instances() == ["at work", "here"]
+    assert guests["here"].names == set()
+    assert guests["at work"].names != set()

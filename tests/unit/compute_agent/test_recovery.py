@@ -43,7 +43,7 @@ class EmptyHost(Stage):
     def disk_paths(self) -> frozenset[str]:
         return frozenset()
 
-    def pending_instances(self) -> list[str]:
+    def instances(self) -> list[str]:
         return []
 
 

@@ -129,7 +129,7 @@ class Scene:
     def disk_paths(self) -> frozenset[str]:
         return frozenset([str(self.disk)])
 
-    def pending_instances(self) -> tuple[str, ...]:
+    def instances(self) -> tuple[str, ...]:
         return ()
 
     def prove(self, _job: object, image_id: str, room: Path, **_: Any) -> Any:

@@ -98,6 +98,7 @@ class Publication:
             except VerifyFailed as error:
                 LOG.error("%s; trying once more from the same frozen view", error.message)
                 self._replace_record(at)
+                self._teller.goes_again(self._all[at].size_bytes or 0)
                 with self._stop_reason():
                     self._stream(at, export, self._layout(export))
                 self._verify(at)

@@ -45,6 +45,10 @@ class Teller:
         """One image is through; what follows is counted on top of it."""
         self._through += size_bytes
 
+    def goes_again(self, size_bytes: int) -> None:
+        """One image that was through is sent once more."""
+        self._through -= size_bytes
+
     def tell(self, progress: Progress) -> None:
         """Take the progress of the image at work."""
         done = min(self._through + progress.bytes_done, self._total)

@@ -56,3 +56,16 @@ def test_several_images_are_told_as_one(job: Job, reports: RecordedReports) -> N
     assert done == sorted(done)
     assert (done[3], done[-1]) == (1000, 4000)
     assert all(a < b for a, b in itertools.pairwise(done))
+
+
+def test_an_image_that_is_sent_once_more_is_told_from_its_beginning(
+    job: Job, reports: RecordedReports
+) -> None:
+    teller = Teller(job, log_interval_s=60)
+    teller.expect(4000)
+    for size in (1000, 3000):
+        metered(size, teller)
+        teller.went_through(size)
+    teller.goes_again(3000)
+    metered(3000, teller)
+    assert [one.bytes_done for one in reports.told][-4:] == [1750, 2500, 3250, 4000]

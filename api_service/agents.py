@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+from api_service.errors import Conflict, NotFound
 from api_service.store.inventory import Inventory
 from api_service.store.records import Agent, Job
 from common import clock
@@ -33,6 +34,21 @@ class Agents:
     def all(self) -> list[Agent]:
         """Return every agent ever seen."""
         return self.inventory.agents()
+
+    def forget(self, host: str) -> int:
+        """Forget a host that is gone for good, and its instances; return how many those were.
+
+        Raises NotFound for a host that was never seen, and Conflict for one that is up.
+        """
+        agent = self.inventory.agent(host)
+        if agent is None:
+            raise NotFound(f"No compute agent was ever heard of on host {host}.")
+        if self.is_up(agent):
+            raise Conflict(
+                f"The compute agent of host {host} is up; stop it, and wait for service_down_time "
+                f"({self._down_after.total_seconds():.0f} s)."
+            )
+        return self.inventory.forget_host(host)
 
     def live_hosts(self) -> frozenset[str]:
         """Return the hosts whose agent is up."""

@@ -36,7 +36,7 @@ from api_service.store.ledger import Ledger
 from common import conf, context, daemon, flatten, rpc
 from common.errors import StillframeError
 from common.glance import ImageService
-from common.states import ENDED, JobState
+from common.states import ENDED, OPEN, JobState
 
 PROG = "stillframe-manage"
 
@@ -74,7 +74,7 @@ def db_version(settings: cfg.ConfigOpts) -> int:
 def broker_check(settings: cfg.ConfigOpts) -> int:
     """Look at the broker and every known agent's queue; 1 if anything is wrong."""
     agents = Inventory(make_database(settings)).agents()
-    report = check_broker(settings, [agent.host for agent in agents] or [settings.host])
+    report = check_broker(settings, [agent.host for agent in agents])
     _say(f"Broker        {report.server} {report.version}, reached in {report.connect_ms:.0f} ms")
     _say(f"Permissions   {'ok' if report.may_declare else 'this user may not declare queues'}")
     blocked = "NO: an alarm (memory or disk) of RabbitMQ stops all that is published"
@@ -83,8 +83,24 @@ def broker_check(settings: cfg.ConfigOpts) -> int:
     for queue in report.queues:
         depth = "no queue" if queue.depth is None else str(queue.depth)
         _say(f"{queue.name:50} {depth:>8} {queue.consumers or 0:>10}")
+    if not agents:
+        _say("No compute agent has been heard of yet")
     _say("Healthy" if report.healthy else "NOT healthy: see above")
     return daemon.EXIT_OK if report.healthy else daemon.EXIT_FAILED
+
+
+def host_forget(settings: cfg.ConfigOpts) -> int:
+    """Forget a host that is gone for good: its agent, and the instances that were on it."""
+    database, host = make_database(settings), settings.command.host_name
+    agents = Agents(Inventory(database), settings.service_down_time)
+    open_jobs = Ledger(database).jobs(JobQuery(host=host, states=tuple(OPEN)))
+    if open_jobs:
+        return daemon.fail(
+            f"{len(open_jobs)} jobs of host {host} are open yet; they end by themselves, within "
+            f"job_silence_timeout ({settings.api.job_silence_timeout} s)."
+        )
+    _say(f"Host {host} is forgotten, and {agents.forget(host)} instances that were on it")
+    return daemon.EXIT_OK
 
 
 def job_list(settings: cfg.ConfigOpts) -> int:
@@ -148,6 +164,7 @@ Command = Callable[[cfg.ConfigOpts], int]
 COMMANDS: dict[str, dict[str, tuple[Command, tuple[str, ...]]]] = {
     "db": {"sync": (db_sync, ()), "version": (db_version, ())},
     "broker": {"check": (broker_check, ())},
+    "host": {"forget": (host_forget, ("host_name",))},
     "image": {
         "flatten": (image_flatten, ("image_id",)),
         "verify": (image_verify, ("image_id",)),

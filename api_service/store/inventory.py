@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from oslo_db import exception as db_errors
-from sqlalchemy import bindparam, func, or_, select, update
+from sqlalchemy import bindparam, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from api_service.errors import BadRequest, HostNameTaken
@@ -72,6 +72,18 @@ class Inventory:
         with self.database.read() as session:
             rows = session.scalars(select(AgentRow).order_by(AgentRow.host))
             return [records.agent(row) for row in rows]
+
+    @retried
+    def forget_host(self, host: str) -> int:
+        """Remove an agent, and hold what was on its host for deleted; return how much that was."""
+        with self.database.write() as session:
+            now = clock.now()
+            here = (InstanceRow.host == host, InstanceRow.deleted_at.is_(None))
+            found = session.scalars(select(InstanceRow).where(*here).with_for_update()).all()
+            for row in found:
+                row.deleted_at = row.updated_at = row.reported_at = now
+            session.execute(delete(AgentRow).where(AgentRow.host == host))
+            return len(found)
 
     def instance(self, instance_uuid: str) -> Instance | None:
         """Return an instance that exists."""

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import uuid
 from typing import Any
 
+import pytest
+
+from api_service.errors import Conflict, NotFound
 from common import clock
 from common.reports import InstanceRecord
 from common.states import PowerState
@@ -114,6 +118,25 @@ def test_an_agent_that_is_silent_is_down(cloud: Cloud, instance: InstanceRecord)
     (down,) = cloud.get("/v2.1/os-services", "admin:ops").json["services"]
     assert down["state"] == "down"
     assert cloud.server(instance.uuid)["host_status"] != "UP"
+
+
+def test_a_host_that_is_gone_for_good_is_forgotten_with_its_instances(
+    cloud: Cloud, instance: InstanceRecord
+) -> None:
+    cloud.announce(agent_says.instance(name="far"), host="compute-2")
+    host = cloud.server(instance.uuid)["OS-EXT-SRV-ATTR:host"]
+    with pytest.raises(NotFound, match="ever heard of"):
+        cloud.agents.forget("nowhere")
+    with pytest.raises(Conflict, match="is up"):
+        cloud.agents.forget(host)
+    down_after, cloud.agents._down_after = cloud.agents._down_after, dt.timedelta(0)
+    assert cloud.agents.forget(host) == 1
+    cloud.agents._down_after = down_after
+    assert listed(cloud) == {"far"}
+    (left,) = cloud.get("/v2.1/os-services", "admin:ops").json["services"]
+    assert left["host"] == "compute-2"
+    cloud.announce(instance)
+    assert listed(cloud) == {"far", "web"}, "it was not gone, after all"
 
 
 def test_a_heartbeat_that_waited_in_the_queue_does_not_raise_the_dead(cloud: Cloud) -> None:

@@ -101,6 +101,13 @@ def test_stillframe_manage_broker_check_sees_the_agent(cloud: Cloud) -> None:
     assert said.rstrip().endswith("Healthy")
 
 
+def test_stillframe_manage_forgets_no_host_that_is_up_or_unknown(cloud: Cloud) -> None:
+    for host, why in ((cloud.host, "is up"), ("nowhere", "ever heard of")):
+        with pytest.raises(subprocess.CalledProcessError) as failed:
+            cloud.manage("host", "forget", host)
+        assert why in failed.value.stderr
+
+
 SERVE_ROOT = """
 import falcon.testing
 from api_service.wsgi import application

@@ -35,9 +35,10 @@ from common.glance import Image, ImageNotFound, ImageService
 LOG = logging.getLogger(__name__)
 
 PARENT_PROPERTY = "stillframe_parent"
+LENGTH_PROPERTY = "stillframe_chain_length"
 SHA512_PROPERTY = "stillframe_sha512"
 #: Properties that the whole does not take over from the increment.
-_NOT_OF_THE_WHOLE = (PARENT_PROPERTY, "stillframe_chain_length", SHA512_PROPERTY)
+_NOT_OF_THE_WHOLE = (PARENT_PROPERTY, LENGTH_PROPERTY, SHA512_PROPERTY)
 #: Images of one chain, the full one included: qemu-img has them all open at once.
 MAX_CHAIN = 200
 _FORMAT = "qcow2"
@@ -94,7 +95,19 @@ def chain_of(images: ImageService, image_id: str) -> list[Image]:
             )
         _require_usable(parent, chain[0])
         chain.append(parent)
+    for below, image in enumerate(reversed(chain)):
+        _require_whole_below(image, below)
     return chain
+
+
+def _require_whole_below(image: Image, found: int) -> None:
+    """Raise BrokenChain if fewer (or more) images lie below one than when it was made."""
+    told = image.properties.get(LENGTH_PROPERTY, str(found))
+    if told != str(found):
+        raise BrokenChain(
+            f"image {image.id} was made on {told} images and lies on {found}: somebody changed "
+            f"{PARENT_PROPERTY} of it or of one below; the jobs which made them tell the parents"
+        )
 
 
 def fetch_chain(chain: list[Image], directory: Path, fetch: Fetch) -> Path:

@@ -37,20 +37,27 @@ class Link:
     image_id: str
     sha512: str
     capacity_bytes: int
+    #: How many images lie below this one; None: as many as the chain's `length`.
+    length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
     """A checkpoint and the images that hold what the disks were when it was made.
 
-    `length` is how many images lie below these; `xml` is what libvirt needs to
-    know the checkpoint again.
+    `length` is how many images lie below these, at the most; `xml` is what libvirt
+    needs to know the checkpoint again.
     """
 
     checkpoint: str
     xml: str
     length: int
     links: dict[str, Link]
+
+    def below(self, disk: str) -> int:
+        """Return how many images lie below a disk's."""
+        length = self.links[disk].length
+        return self.length if length is None else length
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,22 +163,27 @@ class Increments:
                     image_id=image.image_id,
                     sha512=image.sha512 or "",
                     capacity_bytes=capacities[image.disk],
+                    length=image.chain_length,
                 )
                 for image in made
             },
         )
         self._write(guest.uuid, Record(chain=chain))
-        self._drop(guest, keep=(chain.checkpoint,))
+        if guest.is_active():
+            self._drop(guest, keep=(chain.checkpoint,))
 
     def give_up(self, guest: Guest) -> None:
         """Forget the checkpoint of a job that did not come to its end.
 
-        It stays noted where the guest is gone: its disk may come back with it.
+        It stays noted where the guest is off, since libvirt removes no bitmap then, and
+        where it is gone: its disk may come back with it.
         """
         record = self._read(guest.uuid)
         if record.pending is None:
             return
         try:
+            if not guest.is_active():
+                return
             _is_known(guest, record.pending)
             guest.delete_checkpoint(record.pending.checkpoint)
         except InstanceNotFound:
@@ -218,25 +230,28 @@ class Increments:
         return None if _is_known(guest, chain) else "the record of what has changed was lost"
 
     def _lost_parent(self, chain: Chain) -> str | None:
-        for link in chain.links.values():
+        for disk, link in chain.links.items():
             try:
                 image = self._images.show(link.image_id)
             except ImageNotFound:
                 return "the last snapshot's image was deleted"
-            if image.status != "active" or link.sha512 not in (image.hash_value, ""):
+            if image.status != "active" or _holds_other_bytes(image, link):
                 return f"the last snapshot's image is {image.status}, or not what it was"
             if image.disk_format != "qcow2":
                 return f"the last snapshot's image is {image.disk_format}, which carries none"
-            if not self._is_whole_below(image, chain.length):
+            if not self._is_whole_below(image, chain.below(disk)):
                 return "an image that the last snapshot lies on was deleted"
         return None
 
     def _is_whole_below(self, image: Image, length: int) -> bool:
-        """Tell whether everything below an image is there, down to the full one."""
+        """Tell whether everything below an image is there, down to the full one.
+
+        Not fewer images either: whoever may change an image can say that it lies on none.
+        """
         for _ in range(length):
             parent_id = image.properties.get("stillframe_parent")
             if parent_id is None:
-                return True
+                return False
             try:
                 image = self._images.show(parent_id)
             except ImageNotFound:
@@ -290,6 +305,11 @@ def give_up_all(
             increments.forget_instance(instance_uuid)
         except StillframeError as error:
             LOG.warning("A checkpoint of instance %s stays for now: %s", instance_uuid, error)
+
+
+def _holds_other_bytes(image: Image, link: Link) -> bool:
+    """Tell by Glance's hash, where it is of our kind."""
+    return image.hash_algorithm == "sha512" and link.sha512 not in (image.hash_value, "")
 
 
 def _is_known(guest: Guest, made: Chain | Pending) -> bool:

@@ -36,7 +36,6 @@ _LOOK_S = 0.1
 #: each, must not keep those of others waiting. The threads only wait.
 _QUICK_JOBS = 16
 MB = 10**6
-_DELETED = JobCancelled("the instance was deleted meanwhile")
 _ALL_BUT_DELETIONS = frozenset(JobKind) - {JobKind.DELETE}
 
 
@@ -62,7 +61,9 @@ class Job:
         self.why_stopped: StillframeError = JobCancelled("the job was cancelled")
         self.result = Result()
         #: This job's own bound on what it reads, below the host's.
-        self.throttle = Throttle(_own_limit(entry.request) * MB)
+        # One that was changed meanwhile is in the journal.
+        limit = entry.facts.get("bandwidth_limit", _own_limit(entry.request))
+        self.throttle = Throttle(limit * MB)
         #: And what is left of that while the guest's own writes suffer; 0 is no bound.
         self.courtesy = Throttle(0)
         self._host = host
@@ -240,7 +241,8 @@ class Jobs:
 
     def instance_deleted(self, instance_uuid: str) -> None:
         """End what is done for an instance that was deleted."""
-        self._stop_all_of(instance_uuid, _DELETED, kinds=_ALL_BUT_DELETIONS)
+        why = JobCancelled("the instance was deleted meanwhile")
+        self._stop_all_of(instance_uuid, why, kinds=_ALL_BUT_DELETIONS)
 
     def instance_out_of_space(self, instance_uuid: str) -> None:
         """End what keeps what a guest overwrites: QEMU stopped it, a write of it found no room."""

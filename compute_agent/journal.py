@@ -110,10 +110,10 @@ class Journal:
         )
 
     def note(self, job_id: str, **facts: Any) -> None:
-        """Record facts that have changed since the step began; none of them may be None."""
+        """Record facts that are new, or have changed since the step began; none may be None."""
         # At once: another thread may begin a step meanwhile.
         self._execute(
-            "UPDATE entries SET facts = json_patch(facts, ?) WHERE job_id = ? AND step IS NOT NULL",
+            "UPDATE entries SET facts = json_patch(facts, ?) WHERE job_id = ?",
             json.dumps(facts),
             job_id,
         )

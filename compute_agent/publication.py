@@ -37,6 +37,9 @@ LOG = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
+#: The job shall end, even if Glance does not answer: the API deletes what is left.
+_DISCARD_TIMEOUT_S = 10.0
+
 
 class Publication:
     """The images of one job, on their way; `job.result.images` says how far each is."""
@@ -80,7 +83,10 @@ class Publication:
         reason if it is stopped, and what `upload.upload` raises.
         """
         with self._stop_reason():
-            layouts = [self._ask(functools.partial(self._layout, export)) for export in exports]
+            layouts = [
+                self.ask(functools.partial(self._layout, at, export))
+                for at, export in enumerate(exports)
+            ]
             self._teller.expect(sum(layout.length_bytes for layout in layouts))
             for at, (export, layout) in enumerate(zip(exports, layouts, strict=True)):
                 self._stream(at, export, layout)
@@ -100,7 +106,7 @@ class Publication:
                 self._replace_record(at)
                 self._teller.goes_again(self._all[at].size_bytes or 0)
                 with self._stop_reason():
-                    self._stream(at, export, self._layout(export))
+                    self._stream(at, export, self._layout(at, export))
                 self._verify(at)
 
     def publish(self) -> None:
@@ -112,7 +118,7 @@ class Publication:
             first_id = self._first_id(at)
             if first_id != image.image_id and image.image_id in self._taken_up:
                 # The agent that made the second may not have come to removing the first.
-                self._ask(functools.partial(self._images.delete, first_id))
+                self.ask(functools.partial(self._images.delete, first_id))
 
     def present(self) -> list[str]:
         """Return the images that must be there: whoever deletes one of them means to cancel."""
@@ -127,7 +133,8 @@ class Publication:
         """
         for image in self._all:
             try:
-                self._discard(image.image_id)
+                discard = functools.partial(self._discard, image.image_id)
+                upload.in_time(discard, _DISCARD_TIMEOUT_S)
             except ImageNotFound:
                 continue
             except StillframeError as error:
@@ -141,6 +148,11 @@ class Publication:
         """Go on with images that an earlier agent had begun with."""
         self.take_for_ours()
         self._taken_up.update(image.image_id for image in self._all)
+
+    def ask(self, call: Callable[[], R]) -> R:
+        """Return Glance's answer; a job that is stopped does not wait for it, and says why."""
+        with self._stop_reason():
+            return upload.unless_stopped(call, self._job.stopped)
 
     @property
     def _all(self) -> list[DiskImage]:
@@ -167,7 +179,7 @@ class Publication:
                 # Whoever gave up may have looked for it before it was there.
                 self._images.delete(new_id)
 
-        self._ask(make)
+        self.ask(make)
 
     def _exists(self, image: DiskImage) -> bool:
         if image.image_id not in self._taken_up:
@@ -179,7 +191,7 @@ class Publication:
         return True
 
     def _require_queued(self, image: DiskImage) -> None:
-        status = self._images.show(image.image_id).status
+        status = self._show(image.image_id).status
         if status != "queued":
             raise ImageRefused(f"the image is {status}; a snapshot needs one that is queued", 409)
 
@@ -200,7 +212,7 @@ class Publication:
         if image.image_id in self._taken_up and self._settled(image).status != "queued":
             return  # described before its data was sent
         changes: dict[str, object] = {
-            "disk_format": self._tools.settings.image_format,
+            "disk_format": self._format(image),
             "container_format": "bare",
             "image_location": "snapshot",
             "image_state": "available",
@@ -215,16 +227,20 @@ class Publication:
             changes["owner_id"] = self._job.request.instance.project_id
         self._update(image.image_id, changes)
 
-    def _layout(self, export: Export) -> Layout:
-        settings = self._tools.settings
+    def _format(self, image: DiskImage) -> str:
+        # An increment that an earlier agent began stays one, whatever is configured now.
+        return "qcow2" if image.parent_image_id else self._tools.settings.image_format
+
+    def _layout(self, at: int, export: Export) -> Layout:
+        image_format = self._format(self._all[at])
         # As in Nova, only qcow2 can be compressed.
-        compression = settings.compression if settings.image_format == "qcow2" else None
+        compression = self._tools.settings.compression if image_format == "qcow2" else None
         if compression:
             LOG.info("Compressing disk %s: first pass", export.target)
         with self._open(export) as source:
             return make_layout(
                 Paced(source, self._throttles().lease(self._job.stopped)),
-                disk_format=settings.image_format,
+                disk_format=image_format,
                 compression=compression,
                 changes=export.changes,
                 on_progress=self._teller.tell_first_pass,
@@ -268,7 +284,7 @@ class Publication:
 
     def _settled(self, image: DiskImage) -> Image:
         stopped = self._job.stopped
-        return self._ask(lambda: upload.settled(self._images, image.image_id, stopped))
+        return self.ask(lambda: upload.settled(self._images, image.image_id, stopped))
 
     def _read_again(self, image: DiskImage, pump: Pump) -> Digest | None:
         """Return what the image must hold, if the bytes of an earlier agent had all arrived."""
@@ -282,7 +298,7 @@ class Publication:
         image = self._all[at]
         digest = Digest(size_bytes=image.size_bytes or 0, sha512=image.sha512 or "")
         with _deletion_cancels():
-            self._ask(lambda: upload.verify(self._images, image.image_id, digest))
+            self.ask(lambda: upload.verify(self._images, image.image_id, digest))
         LOG.info("Verified: Glance holds the %d bytes that were read", digest.size_bytes)
 
     def _replace_record(self, at: int) -> None:
@@ -299,7 +315,7 @@ class Publication:
             if at == 0:
                 for image in self._all[1:]:
                     self._update(image.image_id, {"stillframe_root_image": new})
-            self._ask(functools.partial(self._images.delete, old))
+            self.ask(functools.partial(self._images.delete, old))
         LOG.warning("Image %s takes the place of %s", new, old)
 
     def _first_id(self, at: int) -> str:
@@ -308,15 +324,10 @@ class Publication:
         return disk_image_id(root_id, self._all[at].disk) if at else root_id
 
     def _show(self, image_id: str) -> Image:
-        return self._ask(functools.partial(self._images.show, image_id))
+        return self.ask(functools.partial(self._images.show, image_id))
 
     def _update(self, image_id: str, changes: dict[str, object]) -> None:
-        self._ask(functools.partial(self._images.update, image_id, changes))
-
-    def _ask(self, call: Callable[[], R]) -> R:
-        """Return Glance's answer; a job that is stopped does not wait for it, and says why."""
-        with self._stop_reason():
-            return upload.unless_stopped(call, self._job.stopped)
+        self.ask(functools.partial(self._images.update, image_id, changes))
 
     def _discard(self, image_id: str) -> None:
         if image_id in self._begun or self._images.show(image_id).status == "queued":
@@ -365,7 +376,7 @@ def _increment_properties(image: DiskImage) -> dict[str, object]:
     if image.parent_image_id is None:
         return {}
     return {
-        # Nothing but a flatten makes a disk of it: it is not to be picked from a list.
+        # Whoever does not know of increments can make no disk of it: no list shall offer it.
         "os_hidden": True,
         "stillframe_parent": image.parent_image_id,
         "stillframe_chain_length": str(image.chain_length),

@@ -203,11 +203,6 @@ def _names_what_is_below(_guest: Guest, domain: ET.Element, disk: Disk) -> bool:
     return _has(domain, disk, "backingStore/source")
 
 
-def _is_more_than_a_file(_guest: Guest, domain: ET.Element, disk: Disk) -> bool:
-    odd = ("encryption", "source/encryption", "source/slices")
-    return any(_has(domain, disk, what) for what in odd)
-
-
 def _has(domain: ET.Element, disk: Disk, what: str) -> bool:
     """Tell whether a disk's element has such a child."""
     found = domain.find(f"devices/disk/target[@dev='{disk.target}']/..")
@@ -229,10 +224,6 @@ _REFUSALS = (
         "it is suspended to disk; start it first, or have its saved memory removed",
     ),
     (_is_no_file, "its root disk is no file of its host"),
-    (
-        _is_more_than_a_file,
-        "its root disk is encrypted, or a part of a file; a new one would be neither",
-    ),
     (
         _is_called_too_long,
         "the name of its root disk leaves no room for another beside it; give it a shorter one",

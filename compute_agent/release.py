@@ -10,6 +10,7 @@ is tried again before the instance's next job, at the agent's next start and by
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -49,9 +50,16 @@ def let_run(run: Run) -> None:
 def end_capture(run: Run) -> None:
     """End the capture, trying for ten minutes (or until the agent stops).
 
+    A guest that QEMU stopped for want of the space that is free again runs on.
     Raises the last failure; the job is then marked as not given back.
     """
-    _patiently(run, run.capture.end, _PATIENCE_S)
+
+    def end() -> None:
+        run.capture.end()
+        with contextlib.suppress(InstanceNotFound):
+            run.guest.run_on_after_io_error()
+
+    _patiently(run, end, _PATIENCE_S)
 
 
 def give_back_earlier(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from typing import Any
@@ -79,7 +80,10 @@ def begin(tools: Tools, job: Job, guest: Guest) -> Run:
     targets = tuple(
         CaptureTarget(disk=disk, capacity_bytes=guest.capacity_bytes(disk.target)) for disk in disks
     )
-    increment = _plan_increment(tools, guest, targets, method, job)
+    publication = Publication(tools, job)
+    increment = publication.ask(
+        functools.partial(_plan_increment, tools, guest, targets, method, job)
+    )
     plan = Plan(
         guest=guest,
         targets=targets,
@@ -99,7 +103,7 @@ def begin(tools: Tools, job: Job, guest: Guest) -> Run:
         targets=targets,
         left_out=left_out,
         pause=_pause_of(tools, guest, job, metadata.read(domain).image_properties, state),
-        publication=Publication(tools, job),
+        publication=publication,
         keeps_checkpoint=settings.checkpoints and method == "backup" and _take_bitmaps(disks),
         consistency="filesystem" if guest.was_shut_down_in_order() else "crash",
     )
@@ -198,7 +202,7 @@ def _images(
         dataclasses.replace(
             image,
             parent_image_id=increment.chain.links[image.disk].image_id,
-            chain_length=increment.chain.length + 1,
+            chain_length=increment.chain.below(image.disk) + 1,
         )
         for image in images
     ]

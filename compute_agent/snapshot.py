@@ -96,7 +96,6 @@ def give_back(run: Run) -> None:
     """Give back the capture: end the job, remove scratch and socket; keep the checkpoint."""
     run.closing.close()
     release.end_capture(run)
-    run.guest.run_on_after_io_error()
     if run.keeps_checkpoint:
         capacities = {target.name: target.capacity_bytes for target in run.targets}
         run.tools.increments.settle(
@@ -115,7 +114,6 @@ def undo_all(run: Run) -> None:
         undoing.callback(run.publication.discard)
         if run.keeps_checkpoint:
             undoing.callback(run.tools.increments.give_up, run.guest)
-        undoing.callback(run.guest.run_on_after_io_error)
         undoing.callback(release.end_capture, run)
         run.closing.close()
 
@@ -313,9 +311,9 @@ def _look_after(run: Run) -> None:
 def _courtesy(run: Run) -> AdaptiveRate:
     throttle, job = run.tools.throttle, run.job
     try:
-        usual_ns = run.guest.write_latency().mean_ns
+        usual_ns = run.guest.disk_latency().mean_ns
     except StillframeError as error:
-        LOG.warning("What the guest's writes usually take is not known: %s", error)
+        LOG.warning("What the guest's I/O usually takes is not known: %s", error)
         usual_ns = 0.0
     return AdaptiveRate(
         job.courtesy,

@@ -52,8 +52,6 @@ def take_up(tools: Tools, job: Job, guest: Guest) -> Run:
     plan = _plan(tools, job.entry, guest)
     job.result.images = [DiskImage.from_wire(image) for image in facts["images"]]
     job.result.capture = CaptureFigures.from_wire(facts["figures"])
-    if facts.get("bandwidth_limit", job.bandwidth_limit) != job.bandwidth_limit:
-        job.adjust(facts["bandwidth_limit"])
     publication = Publication(tools, job)
     publication.take_up()
     LOG.info(

@@ -81,7 +81,25 @@ def unless_stopped(call: Callable[[], R], stopped: threading.Event) -> R:
     may wait for the capture to end. The thread of a call that is given up ends by the
     call's timeouts, or with the bytes that it waits for.
     """
+    answer = _asked(call)
+    while not wait([answer], timeout=_LOOK_S).done:
+        if stopped.is_set() and not wait([answer], timeout=_GIVE_UP_S).done:
+            raise Stopped("the snapshot was told to stop")
+    return answer.result()
+
+
+def in_time(call: Callable[[], R], timeout_s: float) -> R:
+    """Return what a call of Glance returns; raise ImageServiceUnavailable if that takes longer."""
+    answer = _asked(call)
+    if not wait([answer], timeout=timeout_s).done:
+        raise ImageServiceUnavailable(f"the image service did not answer within {timeout_s:.0f} s")
+    return answer.result()
+
+
+def _asked(call: Callable[[], R]) -> Future[R]:
+    """Have a thread of its own make a call, in the caller's context; return its answer to be."""
     answer: Future[R] = Future()
+    caller = context.current()
 
     def ask() -> None:
         try:
@@ -90,12 +108,8 @@ def unless_stopped(call: Callable[[], R], stopped: threading.Event) -> R:
         except BaseException as error:  # it belongs to the one who waits, whatever it is
             answer.set_exception(error)
 
-    caller = context.current()
     threading.Thread(target=ask, name="glance", daemon=True).start()
-    while not wait([answer], timeout=_LOOK_S).done:
-        if stopped.is_set() and not wait([answer], timeout=_GIVE_UP_S).done:
-            raise Stopped("the snapshot was told to stop")
-    return answer.result()
+    return answer
 
 
 def verify(images: ImageService, image_id: str, digest: Digest) -> None:

@@ -19,7 +19,7 @@ from typing import Self
 from common import context
 from common.errors import CaptureFailed, JobCancelled, StillframeError
 from common.glance import ImageNotFound, ImageService
-from compute_agent.guest.domain import Guest, WriteLatency
+from compute_agent.guest.domain import DiskLatency, Guest
 from compute_agent.jobs import Job
 from compute_agent.stream.adaptive import AdaptiveRate
 
@@ -72,7 +72,7 @@ class Watch:
             LOG.warning("Stopping job %s: %s", self._job.entry.job_id, error.message)
             self._job.stop(error)
             return False
-        except StillframeError as error:
+        except (StillframeError, OSError) as error:
             LOG.debug("Not looked this time: %s", error)
         except Exception:
             LOG.exception("Job %s cannot be looked after in one respect", self._job.entry.job_id)
@@ -127,11 +127,11 @@ def space_is_left(
 
 
 def guest_suffers(guest: Guest, rate: AdaptiveRate) -> Check:
-    """Slow the job down while the guest's own writes take much longer than they used to."""
-    last: list[WriteLatency] = []
+    """Slow the job down while the guest's own I/O takes much longer than it used to."""
+    last: list[DiskLatency] = []
 
     def check() -> None:
-        now = guest.write_latency()
+        now = guest.disk_latency()
         if last:
             rate.observe(now.operations - last[0].operations, now.total_ns - last[0].total_ns)
         last[:] = [now]

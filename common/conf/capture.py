@@ -72,6 +72,8 @@ Increments are still only made for requests that ask for them.
         "max_increments",
         default=7,
         min=1,
+        # `flatten.MAX_CHAIN` with the full one.
+        max=199,
         mutable=True,
         help="Increments that may lie on top of one full image; the next snapshot is full.",
     ),

@@ -28,6 +28,9 @@ class Disk:
     has_iothread: bool
     read_only: bool
     shareable: bool
+    encrypted: bool = False
+    #: Only slices of its file or device are the disk.
+    partial: bool = False
     #: libvirt's boot order, lowest first; None where the disk has none.
     boot_order: int | None = None
 
@@ -45,6 +48,8 @@ _UNUSABLE: tuple[tuple[Callable[[Disk], bool], str], ...] = (
     (lambda disk: disk.path is None, "it has no medium"),
     (lambda disk: disk.read_only, "it is read-only"),
     (lambda disk: disk.shareable, "it is shared with other instances"),
+    (lambda disk: disk.encrypted, "it is encrypted, and its snapshot would not be"),
+    (lambda disk: disk.partial, "it is a part of a file or device"),
     (lambda disk: disk.format not in _CAPTURABLE_FORMATS, "its format is neither qcow2 nor raw"),
 )
 
@@ -126,6 +131,10 @@ def _disk(element: ET.Element, iothread_controllers: frozenset[str]) -> Disk:
         has_iothread=_names_iothread(driver) or _controller_of(element) in iothread_controllers,
         read_only=element.find("readonly") is not None,
         shareable=element.find("shareable") is not None,
+        encrypted=any(
+            element.find(where) is not None for where in ("encryption", "source/encryption")
+        ),
+        partial=element.find("source/slices") is not None,
         boot_order=int(boot.get("order", "0")) if boot is not None else None,
     )
 

@@ -24,18 +24,20 @@ from compute_agent.guest.stamps import PauseProof, Recorder
 LOG = logging.getLogger(__name__)
 
 _AGENT_CHANNEL = "org.qemu.guest_agent.0"
+#: As in the names of libvirt's block statistics.
+_WAYS = ("rd", "wr")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class WriteLatency:
-    """Counters since the guest's start: its write operations and the time they took."""
+class DiskLatency:
+    """Counters since the guest's start: its reads and writes, and the time they took."""
 
     operations: int
     total_ns: int
 
     @property
     def mean_ns(self) -> float:
-        """What a write took on the average, in nanoseconds."""
+        """What one took on the average, in nanoseconds."""
         return self.total_ns / self.operations if self.operations else 0.0
 
 
@@ -104,15 +106,15 @@ class Guest(BackupJobs, Overlays, Power, Definition):
         with translated("thawing its file systems"), self._agent_answers_within(timeout_s):
             return int(self._domain.fsThaw())
 
-    def write_latency(self) -> WriteLatency:
-        """Return what libvirt has counted of the guest's own writes, all disks together."""
+    def disk_latency(self) -> DiskLatency:
+        """Return what libvirt has counted of the guest's own I/O, all disks together."""
         with translated("reading its block statistics"):
             disks = description.disks(self.describe())
             usable = [disk.target for disk in disks if disk.path and not disk.read_only]
             stats = [self._domain.blockStatsFlags(target) for target in usable]
-        return WriteLatency(
-            operations=sum(one.get("wr_operations", 0) for one in stats),
-            total_ns=sum(one.get("wr_total_times", 0) for one in stats),
+        return DiskLatency(
+            operations=sum(one.get(f"{way}_operations", 0) for one in stats for way in _WAYS),
+            total_ns=sum(one.get(f"{way}_total_times", 0) for one in stats for way in _WAYS),
         )
 
     def pause_since(self, since: float, timeout_s: float) -> PauseProof | None:

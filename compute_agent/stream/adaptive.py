@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rate that gives way to the guest: down fast when its writes suffer, up slowly when not.
+"""A rate that gives way to the guest: down fast when its disks suffer, up slowly when not.
 
-Additive increase, multiplicative decrease, as in TCP. `watch` feeds it what
-libvirt counts of the guest's writes; it sets the job's own throttle.
+`watch` feeds it what libvirt counts of the guest's own reads and writes; it sets
+the job's own throttle.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ _UP = 1.1
 _FLOOR_BYTES_S = 10 * 10**6
 #: Where a host without a limit begins to be slowed down from.
 _CEILING_BYTES_S = 1000 * 10**6
+#: A guest that suffered and then finishes nothing may suffer all the more; or it may want
+#: nothing of its disks any more, which this many looks tell.
+_PATIENT_LOOKS = 25
 #: Latencies below are no suffering, whatever they were before.
 _UNNOTICED_NS = 2_000_000
 _NS_PER_MS = 1e6
@@ -28,7 +31,7 @@ _NS_PER_MS = 1e6
 class AdaptiveRate:
     """Sets `throttle` between a floor and `ceiling()` (0: 1 GB/s) by the guest's latency.
 
-    `usual_ns` is what a write of the guest takes when nothing disturbs it;
+    `usual_ns` is what a read or write of the guest takes when nothing disturbs it;
     more than `factor` times that is suffering.
     """
 
@@ -45,18 +48,24 @@ class AdaptiveRate:
         self._ceiling = ceiling
         self._bearable_ns = max(usual_ns * factor, _UNNOTICED_NS)
         self._rate = float(ceiling() or _CEILING_BYTES_S)
+        self._patience = 0
         self._throttle.set_rate(int(self._rate))
 
     def observe(self, operations: int, total_ns: int) -> None:
-        """Take how many writes the guest made since the last look, and how long they took."""
+        """Take how many reads and writes were finished since the last look, and how long they
+        took together."""
+        self._patience = max(0, self._patience - 1)
+        if operations <= 0 and self._patience:
+            return
         latency_ns = total_ns / operations if operations > 0 else 0.0
         suffers = latency_ns > self._bearable_ns
+        self._patience = _PATIENT_LOOKS if suffers else 0
         wanted = self._rate * (_DOWN if suffers else _UP)
         ceiling = float(self._ceiling() or _CEILING_BYTES_S)
         rate = min(ceiling, max(min(_FLOOR_BYTES_S, ceiling), wanted))
         if suffers and rate < self._rate:
             LOG.info(
-                "The guest's writes take %.1f ms; reading slower, at %.0f MB/s",
+                "The guest's reads and writes take %.1f ms; reading slower, at %.0f MB/s",
                 latency_ns / _NS_PER_MS,
                 rate / 1e6,
             )

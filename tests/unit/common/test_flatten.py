@@ -12,84 +12,22 @@ import json
 import struct
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from common import flatten, qemu_img
 from common.errors import StillframeError, VerifyFailed
 from common.flatten import BrokenChain, ForeignParent, NoRoom, UnsafeImage
-from common.glance import Body, Image, ImageNotFound, ImageService
+from common.glance import Body, ImageService
+from tests.unit.common.shelf import MIB, Shelf
 
-MIB = 1 << 20
 SIZE = 4 * MIB
 SECRET = b"the host's own secret\n" * 4096
 CLUSTER = 1 << 16
 TOP, MIDDLE, BOTTOM, GONE = (str(uuid.UUID(int=number)) for number in range(1, 5))
-
-
-class Shelf:
-    """Images in memory, as an ImageService shows them."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, Image] = {}
-        self.data: dict[str, bytes] = {}
-        self.downloading: Callable[[], None] = lambda: None
-
-    def put(self, image_id: str, content: Path | bytes, parent: str | None, **other: Any) -> None:
-        """Upload an image; `other` are fields of its record that are not what they were."""
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        properties = {"stillframe_sha512": hashlib.sha512(data).hexdigest(), "kept": "yes"}
-        if parent is not None:
-            properties |= {"stillframe_parent": parent, "stillframe_chain_length": "1"}
-        record = Image(
-            id=image_id,
-            name="nightly",
-            status="active",
-            owner="a project",
-            size_bytes=len(data),
-            hash_algorithm="sha512",
-            hash_value=hashlib.sha512(data).hexdigest(),
-            disk_format="qcow2",
-            container_format="bare",
-            min_disk_gib=0,
-            min_ram_mib=0,
-            properties=properties,
-        )
-        self.data[image_id] = data
-        self.records[image_id] = dataclasses.replace(record, **other)
-
-    def show(self, image_id: str) -> Image:
-        if image_id not in self.records:
-            raise ImageNotFound("the image does not exist")
-        return self.records[image_id]
-
-    def download(self, image_id: str) -> Iterator[bytes]:
-        self.downloading()
-        data = self.data[image_id]
-        yield from (data[at : at + MIB] for at in range(0, len(data), MIB))
-
-    def duplicate_record(
-        self, image_id: str, new_id: str, _suffix: str, changes: Mapping[str, str], without: Any
-    ) -> None:
-        found = self.show(image_id)
-        kept = {name: value for name, value in found.properties.items() if name not in without}
-        self.records[new_id] = dataclasses.replace(
-            found, id=new_id, status="queued", properties=kept | dict(changes)
-        )
-
-    def update(self, image_id: str, changes: Mapping[str, str]) -> None:
-        self.show(image_id).properties.update(changes)
-
-    def upload(self, image_id: str, body: Body) -> None:
-        properties = self.show(image_id).properties
-        self.put(image_id, b"".join(bytes(chunk) for chunk in body), None)
-        self.records[image_id] = dataclasses.replace(self.records[image_id], properties=properties)
-
-    def delete(self, image_id: str) -> None:
-        self.records.pop(image_id, None)
 
 
 def run(*command: str | Path) -> str:
@@ -385,8 +323,20 @@ def test_an_image_that_is_no_active_qcow2_is_refused(
     assert value in refused(shelf, room, BrokenChain, BOTTOM)
 
 
+@pytest.mark.parametrize("also", [(), ("stillframe_chain_length",)])
+def test_a_chain_that_somebody_shortened_is_no_whole_one(
+    shelf: Shelf, room: Path, also: tuple[str, ...]
+) -> None:
+    """What the lowest image alone holds would read as zeros."""
+    for name in ("stillframe_parent", *also):
+        shelf.records[MIDDLE].properties.pop(name)
+    said = refused(shelf, room, BrokenChain, MIDDLE if not also else TOP)
+    assert "somebody changed stillframe_parent" in said
+
+
 def test_what_is_no_increment_is_not_flattened(shelf: Shelf, room: Path) -> None:
-    shelf.records[TOP].properties.pop("stillframe_parent")
+    for name in ("stillframe_parent", "stillframe_chain_length"):
+        shelf.records[TOP].properties.pop(name)
     assert "no increment" in refused(shelf, room, BrokenChain, TOP)
 
 

@@ -29,7 +29,7 @@ class Stage:
         self.fails: dict[str, Exception] = {}
         self.on: dict[str, Callable[[], None]] = {}
         self.rate_bytes_s = 200 * 10**6
-        self.write_latency: Callable[[], Any] = lambda: None
+        self.disk_latency: Callable[[], Any] = lambda: None
         self.state = PowerState.RUNNING
         self.idle = True
         self.holds_room = False
@@ -81,7 +81,8 @@ class Stage:
         self.holds_room = True
 
     def run_on_after_io_error(self) -> None:
-        pass
+        if "run on" in self.fails:
+            raise self.fails["run on"]
 
     def arm(self, _uuid: str, **_: Any) -> None:
         self.do("arm")

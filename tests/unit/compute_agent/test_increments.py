@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from oslo_config import cfg
 
+from common import flatten
+from common.conf import capture
 from common.errors import InstanceNotFound
 from common.glance import Image, ImageNotFound
 from common.reports import DiskImage
@@ -26,7 +29,12 @@ class Guest:
 
     def __init__(self) -> None:
         self.names: set[str] = set()
-        self.is_gone = False
+        self.is_gone = self.is_off = False
+
+    def is_active(self) -> bool:
+        if self.is_gone:
+            raise InstanceNotFound("gone")
+        return not self.is_off
 
     def checkpoint_names(self) -> frozenset[str]:
         if self.is_gone:
@@ -50,6 +58,7 @@ class Glance:
     def __init__(self) -> None:
         self.parents: dict[str, str | None] = {"full": None, "first": "full", "second": "first"}
         self.formats: dict[str, str] = {}
+        self.algorithm = "sha512"
 
     def show(self, image_id: str) -> Image:
         if image_id not in self.parents:
@@ -61,8 +70,8 @@ class Glance:
             status="active",
             owner=None,
             size_bytes=1,
-            hash_algorithm="sha512",
-            hash_value="hash",
+            hash_algorithm=self.algorithm,
+            hash_value="hash" if self.algorithm == "sha512" else "another",
             disk_format=self.formats.get(image_id, "qcow2"),
             container_format="bare",
             min_disk_gib=0,
@@ -104,6 +113,58 @@ def test_an_image_deleted_anywhere_in_the_chain_makes_the_next_snapshot_a_full_o
     """Increments are hidden: what a user sees, and deletes, is the full one below them all."""
     del glance.parents[gone]
     assert "deleted" in (planned(glance, tmp_path) or "")
+
+
+@pytest.mark.parametrize("shortened", ["first", "second"])
+def test_nothing_is_laid_on_a_chain_that_somebody_shortened(
+    glance: Glance, tmp_path: Path, shortened: str
+) -> None:
+    """Whoever owns an image may unset what it lies on; what is below is missing all the same."""
+    glance.parents[shortened] = None
+    assert planned(glance, tmp_path) is not None
+
+
+def test_a_glance_that_hashes_otherwise_carries_increments_too(
+    glance: Glance, tmp_path: Path
+) -> None:
+    glance.algorithm = "sha256"
+    assert planned(glance, tmp_path) is None
+
+
+def test_of_several_disks_each_has_a_chain_of_its_own_length(
+    glance: Glance, tmp_path: Path
+) -> None:
+    """Of one the record of what changed may have been lost, and its image is a full one."""
+    guest: Any = Guest()
+    targets = (*TARGETS, CaptureTarget(disk=disk_of("/d/vdb", "vdb"), capacity_bytes=1 << 30))
+    increments = increments_in(tmp_path, glance)
+    increments.begin(guest, targets, JOB)
+    of_root = DiskImage(image_id="second", disk="vda", sha512="hash", chain_length=2)
+    of_other = DiskImage(image_id="full", disk="vdb", sha512="hash", chain_length=0)
+    capacities = {"vda": 1 << 30, "vdb": 1 << 30}
+    increments.settle(guest, JOB, [of_root, of_other], capacities)
+    chain = increments.plan(guest, targets, method="backup", image_format="qcow2").chain
+    assert chain is not None
+    assert (chain.below("vda"), chain.below("vdb")) == (2, 0)
+
+
+def test_a_checkpoint_stays_noted_while_the_guest_is_off(glance: Glance, tmp_path: Path) -> None:
+    """libvirt would only forget it then, and the bitmap would stay in the disk's file."""
+    guest: Any = Guest()
+    increments = increments_in(tmp_path, glance)
+    increments.begin(guest, TARGETS, JOB)
+    (made,) = guest.names
+    guest.is_off = True
+    increments.give_up(guest)
+    assert guest.names == {made}
+    guest.is_off = False
+    increments.begin(guest, TARGETS, JOB.replace("0a1b", "1a1b"))
+    assert made not in guest.names
+    (second,) = guest.names
+    guest.is_off = True
+    image = DiskImage(image_id="full", disk="vda", sha512="hash")
+    increments.settle(guest, JOB.replace("0a1b", "1a1b"), [image], {"vda": 1 << 30})
+    assert guest.names == {second}
 
 
 def test_nothing_is_laid_on_a_raw_image(glance: Glance, tmp_path: Path) -> None:
@@ -148,3 +209,12 @@ def test_only_instances_that_are_gone_at_the_agent_s_start_are_forgotten(
     assert increments.instances() == ["at work", "here"]
     assert guests["here"].names == set()
     assert guests["at work"].names != set()
+
+
+def test_no_chain_can_be_configured_that_is_refused_when_it_is_restored() -> None:
+    settings = cfg.ConfigOpts()
+    settings.register_opts(capture.OPTS, group="capture")
+    longest = flatten.MAX_CHAIN - 1
+    settings.set_override("max_increments", longest, group="capture")
+    with pytest.raises(ValueError, match="199"):
+        settings.set_override("max_increments", longest + 1, group="capture")

@@ -185,6 +185,41 @@ def test_a_job_that_waits_to_be_gone_on_with_is_cancelled_by_its_own_work(
     jobs.stop(time.monotonic() + LONG_S)
 
 
+def test_a_limit_for_a_job_that_waits_outlives_the_agent(
+    reports: RecordedReports, new_request: NewRequest, journal: Journal
+) -> None:
+    request = new_request()
+    journal.accept(request, {})
+    journal.note(request.job_id, bandwidth_limit=7)
+    entry = journal.find(request.job_id)
+    assert entry is not None
+    assert Job(entry, "h", reports).bandwidth_limit == 7
+
+
+def test_each_job_of_a_deleted_instance_is_told_by_an_error_of_its_own(
+    reports: RecordedReports, new_request: NewRequest, entry_of: Callable[..., Entry]
+) -> None:
+    """A raised error holds on to everything that the job had in its hands."""
+    why: list[StillframeError] = []
+    began = threading.Semaphore(0)
+
+    def run(job: Job) -> None:
+        began.release()
+        assert job.stopped.wait(LONG_S)
+        why.append(job.why_stopped)
+
+    jobs = jobs_with(run, reports)
+    entries = [entry_of(new_request()) for _ in range(2)]
+    for entry in entries:
+        jobs.submit(entry)
+        assert began.acquire(timeout=LONG_S)
+    for entry in entries:
+        jobs.instance_deleted(entry.request.instance.uuid)
+    wait_for(lambda: len(why) == 2)
+    assert why[0] is not why[1]
+    assert {str(one) for one in why} == {"the instance was deleted meanwhile"}
+
+
 def test_a_limit_for_a_job_that_waits_is_kept_until_it_begins(
     reports: RecordedReports, new_request: NewRequest, entry_of: Callable[..., Entry]
 ) -> None:

@@ -114,6 +114,43 @@ def test_a_stopped_job_does_not_wait_for_a_glance_that_hangs(
         glance.goes_on.set()
 
 
+def test_a_job_that_is_cancelled_before_it_began_does_not_wait_for_glance_either(
+    publication: Publication, job: Job, glance: Glance
+) -> None:
+    glance.hangs = True
+    threading.Timer(0.1, job.stop, [JobCancelled("cancelled")]).start()
+    try:
+        with pytest.raises(JobCancelled, match="cancelled"):
+            publication.require_queued()
+    finally:
+        glance.goes_on.set()
+
+
+def test_what_glance_does_not_delete_in_time_is_left_to_the_api(
+    publication: Publication, glance: Glance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compute_agent.publication._DISCARD_TIMEOUT_S", 0.1)
+    glance.hangs = True
+    publication.discard()
+    glance.goes_on.set()
+
+
+def test_an_increment_stays_one_whatever_format_is_configured_meanwhile(
+    tools: Tools, job: Job, publication: Publication, glance: Glance
+) -> None:
+    raw = dataclasses.replace(tools.settings, image_format="raw")
+    again = Publication(dataclasses.replace(tools, settings=raw), job)
+    root, other = job.result.images
+    job.result.images[0] = dataclasses.replace(root, parent_image_id="below", chain_length=1)
+    again._present.add(other.image_id)
+    again.take_up()
+    for image in (root, other):
+        glance.records[image.image_id]["status"] = "queued"
+    again.describe()
+    formats = [glance.records[image.image_id]["disk_format"] for image in (root, other)]
+    assert formats == ["qcow2", "raw"]
+
+
 def test_a_record_that_a_stopped_job_no_longer_waits_for_goes_when_it_comes(
     publication: Publication, job: Job, glance: Glance
 ) -> None:

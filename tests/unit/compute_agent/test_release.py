@@ -58,6 +58,27 @@ def test_a_guest_that_cannot_be_given_back_costs_no_image_and_is_given_back_befo
     assert journal.unreleased() == []
 
 
+@pytest.mark.parametrize("fails_in", [None, "stream"])
+def test_a_guest_that_stands_for_want_of_space_is_tried_again_though_its_capture_has_ended(
+    pipeline: Pipeline,
+    stage: Stage,
+    job: Job,
+    journal: Journal,
+    monkeypatch: pytest.MonkeyPatch,
+    fails_in: str | None,
+) -> None:
+    monkeypatch.setattr(release, "_PATIENCE_S", 0.0)
+    stage.fails["run on"] = HypervisorUnavailable("libvirt is away")
+    if fails_in:
+        stage.fails[fails_in] = CaptureFailed("no room")
+        with pytest.raises(CaptureFailed):
+            pipeline.run(job)
+    else:
+        pipeline.run(job)
+    job.finish(None)
+    assert [entry.job_id for entry in journal.unreleased()] == [job.entry.job_id]
+
+
 def test_what_cannot_be_put_right_at_the_start_is_marked_and_the_image_goes(
     pipeline: Pipeline, stage: Stage, job: Job, journal: Journal
 ) -> None:

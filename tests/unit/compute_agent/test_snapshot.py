@@ -19,7 +19,7 @@ from common.errors import (
     VerifyFailed,
 )
 from common.states import PowerState
-from compute_agent.guest.domain import WriteLatency
+from compute_agent.guest.domain import DiskLatency
 from compute_agent.jobs import Job
 from compute_agent.journal import Journal
 from compute_agent.publication import Publication
@@ -34,9 +34,9 @@ from tests.unit.compute_agent.stage import SETTINGS, Stage, tools_of
 CEILING_BYTES_S = 200 * 10**6
 
 
-def latency_of(writes: int) -> WriteLatency:
+def latency_of(writes: int) -> DiskLatency:
     """The first write took a millisecond, each one after it a hundred."""
-    return WriteLatency(operations=writes, total_ns=1_000_000 + (writes - 1) * 100_000_000)
+    return DiskLatency(operations=writes, total_ns=1_000_000 + (writes - 1) * 100_000_000)
 
 
 def test_nothing_lies_between_the_stop_the_instant_and_the_resume(
@@ -82,7 +82,7 @@ def test_an_adaptive_rate_gives_way_while_the_guest_s_writes_suffer(
     stage: Stage, journal: Journal, job: Job, tmp_path: Path
 ) -> None:
     writes = itertools.count(1)
-    stage.write_latency = lambda: latency_of(next(writes))
+    stage.disk_latency = lambda: latency_of(next(writes))
     stage.on["stream"] = lambda: wait_for(lambda: 0 < job.courtesy.rate_bytes_s < CEILING_BYTES_S)
     settings = dataclasses.replace(SETTINGS, adaptive=True)
     Pipeline(tools_of(stage, journal, tmp_path, settings)).run(job)
@@ -141,7 +141,7 @@ def test_an_agent_that_goes_on_keeps_the_room_and_the_limit(
     _killed_in("stream", pipeline, job, journal)
     journal.note(job.entry.job_id, bandwidth_limit=40)
     again = journalled_again(job, journal)
-    assert (stage.holds_room, again.bandwidth_limit) == (False, 0)
+    assert (stage.holds_room, again.bandwidth_limit) == (False, 40)
     pipeline.run(again)
     assert (stage.holds_room, again.bandwidth_limit) == (True, 40)
 

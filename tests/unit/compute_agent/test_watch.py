@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -38,3 +40,17 @@ def test_a_job_ends_before_its_file_system_is_full(
         return
     with pytest.raises(CaptureFailed, match="ran out of space"):
         check()
+
+
+def test_a_look_that_fails_once_is_not_the_last(job: Any) -> None:
+    """The file system of a disk may be on a network."""
+    looked = threading.Semaphore(0)
+
+    def check() -> None:
+        looked.release()
+        raise OSError("stale file handle")
+
+    with watch.Watch(job, [check], interval_s=0.01):
+        for _ in range(3):
+            assert looked.acquire(timeout=10)
+    assert not job.stopped.is_set()

@@ -41,12 +41,25 @@ def test_the_boot_order_says_which_disk_is_the_root_disk() -> None:
         (disk("vda", "<readonly/>"), "read-only"),
         (disk("vda", "<shareable/>"), "shared"),
         ("<disk type='file'><target dev='vda'/></disk>", "no medium"),
+        (disk("vda", "<encryption format='luks'/>"), "encrypted"),
+        (
+            "<disk type='file'><source file='/f'><encryption format='luks'/></source>"
+            "<target dev='vda'/></disk>",
+            "encrypted",
+        ),
+        (
+            "<disk type='file'><source file='/f'><slices/></source><target dev='vda'/></disk>",
+            "a part of a file",
+        ),
         (
             "<disk type='file'><source file='/f'/><target dev='vda'/><driver type='vmdk'/></disk>",
             "neither qcow2 nor raw",
         ),
     ],
-    ids=["cdrom", "lun", "network", "read-only", "shareable", "no medium", "vmdk"],
+    ids=[
+        *("cdrom", "lun", "network", "read-only", "shareable", "no medium", "encrypted"),
+        *("source encrypted", "sliced", "vmdk"),
+    ],
 )
 def test_a_disk_that_cannot_be_captured_is_refused_with_its_reason(
     disk_xml: str, reason: str

@@ -16,6 +16,7 @@ from common.errors import (
     CaptureFailed,
     JobCancelled,
     JobInterrupted,
+    NoUsableDisk,
     StillframeError,
 )
 from common.states import JobState, PowerState
@@ -215,7 +216,7 @@ def test_what_cannot_be_rebuilt_is_refused_before_anything_is_done(
     rebuilds: Rebuilds, scene: Scene, job: Job, attribute: str, value: object, words: str
 ) -> None:
     setattr(scene, attribute, value)
-    with pytest.raises(RebuildRefused, match=words):
+    with pytest.raises((RebuildRefused, NoUsableDisk), match=words):
         rebuilds.run(job)
     assert scene.done == ["find"]
 

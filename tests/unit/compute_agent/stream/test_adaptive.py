@@ -45,6 +45,19 @@ def test_a_guest_that_has_recovered_gets_it_back_slowly() -> None:
     assert throttle.rate_bytes_s == 200 * MB
 
 
+def test_a_guest_that_suffers_so_that_it_finishes_nothing_gets_no_less_room() -> None:
+    """Each of its writes takes three seconds, and in most looks none has come to its end."""
+    throttle = Throttle(0)
+    rate = rate_of(throttle)
+    rates = []
+    for look in range(120):
+        ends = look % 8 == 0
+        rate.observe(operations=int(ends), total_ns=3000 * MS if ends else 0)
+        rates.append(throttle.rate_bytes_s)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == 10 * MB
+
+
 def test_what_nobody_notices_is_no_suffering() -> None:
     """4 times a tenth of a millisecond is still nothing."""
     throttle = Throttle(0)

@@ -140,7 +140,7 @@ disks are made of; 0 is no limit.
         default="fixed",
         choices=[
             ("fixed", "read as fast as bandwidth_limit allows"),
-            ("adaptive", "read slower while the guest's own writes suffer"),
+            ("adaptive", "read slower while the guest's own reads and writes suffer"),
         ],
         mutable=True,
         help="What decides how fast a disk is read.",
@@ -151,8 +151,8 @@ disks are made of; 0 is no limit.
         min=1.0,
         mutable=True,
         help="""
-With `bandwidth_mode = adaptive`: a guest suffers when its writes take so many
-times as long as they did before the snapshot.
+With `bandwidth_mode = adaptive`: a guest suffers when its reads and writes take so
+many times as long as they did before the snapshot.
 """,
     ),
 ]

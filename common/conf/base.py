@@ -50,7 +50,11 @@ at several times `report_interval`.
         "max_concurrent_snapshots",
         default=5,
         min=1,
-        help="Jobs that one agent works on at a time; the others wait in its journal.",
+        help="""
+Snapshots, backups, rebuilds, creations and trials of images that one agent
+works on at a time; the others wait in its journal. Changes of power and
+deletions are not counted: up to 16 of them are at work besides.
+""",
     ),
     cfg.IntOpt(
         "shutdown_timeout",

@@ -13,9 +13,10 @@ OPTS = [
         default=100,
         min=-1,
         help="""
-Jobs that make images or disks (snapshots, rebuilds) and that one project may have waiting or at
-work; a request beyond is refused with 403. Changes of power are not counted: a
-server can be stopped whatever else waits. -1 is no limit.
+Jobs that one project may have waiting or at work; another snapshot, backup
+or rebuild is refused with 403 then. Creations, deletions and trials of
+images are counted, too, but never refused for it. Changes of power are not
+counted: a server can be stopped whatever else waits. -1 is no limit.
 """,
     ),
     cfg.IntOpt(

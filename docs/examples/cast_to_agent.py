@@ -7,7 +7,8 @@
 The image must exist in Glance with status `queued`; the agent fills it, or deletes
 it if the job fails. Prints the job's id and exits once the message is with the broker: the
 job appears in `GET /v1/jobs/ID` with the agent's first report. Exits with 1 where
-the host has no agent. docs/rpc.md describes the arguments.
+the host never had an agent. The queue of one that is down stays and takes the cast; an
+agent that is back after the deadline refuses it. docs/rpc.md describes the arguments.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import uuid
 import oslo_messaging
 from oslo_config import cfg
 
-BEGINS_WITHIN_S = 300
+ACCEPTED_WITHIN_S = 300
 
 
 def main() -> int:
@@ -29,7 +30,8 @@ def main() -> int:
     agent = oslo_messaging.get_rpc_client(
         transport,
         oslo_messaging.Target(topic="stillframe-compute", server=options.host, version="1.0"),
-        # Without it a cast to a host that has no queue is lost, and nobody is told.
+        # Without it a cast to a host that has no queue, since no agent was ever there, is lost,
+        # and nobody is told.
         transport_options=oslo_messaging.TransportOptions(at_least_once=True),
         retry=2,
     )
@@ -42,7 +44,8 @@ def main() -> int:
             instance={"uuid": options.instance},
             image_id=options.image,
             job_id=job_id,
-            deadline=time.time() + BEGINS_WITHIN_S,
+            # The agent compares it with its own clock, when it takes the job.
+            deadline=time.time() + ACCEPTED_WITHIN_S,
         )
     except oslo_messaging.exceptions.MessageUndeliverable:
         print(f"No agent listens for host {options.host}", file=sys.stderr)

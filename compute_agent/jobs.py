@@ -176,8 +176,8 @@ Runner = Callable[["Job"], None]
 class Jobs:
     """The agent's working loop; `runners` do the jobs, each kind's its own.
 
-    `limit` bounds what makes images. What only changes a power state never
-    waits for those.
+    `limit` bounds what moves disks and images. What only changes a power state,
+    and a deletion, never waits for those.
     """
 
     name = "jobs"

@@ -37,27 +37,20 @@ class Link:
     image_id: str
     sha512: str
     capacity_bytes: int
-    #: How many images lie below this one; None: as many as the chain's `length`.
-    length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
     """A checkpoint and the images that hold what the disks were when it was made.
 
-    `length` is how many images lie below these, at the most; `xml` is what libvirt
-    needs to know the checkpoint again.
+    `length` is how many images lie below these; `xml` is what libvirt needs to
+    know the checkpoint again.
     """
 
     checkpoint: str
     xml: str
     length: int
     links: dict[str, Link]
-
-    def below(self, disk: str) -> int:
-        """Return how many images lie below a disk's."""
-        length = self.links[disk].length
-        return self.length if length is None else length
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +142,16 @@ class Increments:
     def settle(
         self, guest: Guest, job_id: str, images: Iterable[DiskImage], capacities: dict[str, int]
     ) -> None:
-        """The job's images are published: its checkpoint is what the next one is relative to."""
+        """The job's images are published: its checkpoint is what the next one is relative to.
+
+        If the guest is off, the chain stays as it was: the older checkpoint could not be
+        removed now, and once nobody knows it, its bitmap stays in the disk's file.
+        """
         record = self._read(guest.uuid)
         if record.pending is None or record.pending.job_id != job_id:
+            return
+        if record.chain is not None and not _is_active(guest):
+            LOG.info("The guest is off: the next increment is relative to an earlier snapshot")
             return
         made = list(images)
         chain = Chain(
@@ -163,13 +163,12 @@ class Increments:
                     image_id=image.image_id,
                     sha512=image.sha512 or "",
                     capacity_bytes=capacities[image.disk],
-                    length=image.chain_length,
                 )
                 for image in made
             },
         )
         self._write(guest.uuid, Record(chain=chain))
-        if guest.is_active():
+        if record.chain is not None:
             self._drop(guest, keep=(chain.checkpoint,))
 
     def give_up(self, guest: Guest) -> None:
@@ -179,21 +178,19 @@ class Increments:
         where it is gone: its disk may come back with it.
         """
         record = self._read(guest.uuid)
-        if record.pending is None:
+        if record.pending is None or not _is_active(guest):
             return
-        try:
-            if not guest.is_active():
-                return
-            _is_known(guest, record.pending)
-            guest.delete_checkpoint(record.pending.checkpoint)
-        except InstanceNotFound:
-            LOG.info("The instance is gone, and checkpoint %s with it", record.pending.checkpoint)
-            return
+        _is_known(guest, record.pending)
+        guest.delete_checkpoint(record.pending.checkpoint)
         self._write(guest.uuid, dataclasses.replace(record, pending=None))
 
     def forget(self, guest: Guest) -> None:
         """Forget the instance's chain and its checkpoints; the next snapshot is a full one."""
         if self._path(guest.uuid).exists():
+            record = self._read(guest.uuid)
+            for made in (record.chain, record.pending):
+                if made is not None and _is_active(guest):
+                    _is_known(guest, made)
             self._drop(guest, keep=())
             self._path(guest.uuid).unlink(missing_ok=True)
 
@@ -230,7 +227,7 @@ class Increments:
         return None if _is_known(guest, chain) else "the record of what has changed was lost"
 
     def _lost_parent(self, chain: Chain) -> str | None:
-        for disk, link in chain.links.items():
+        for link in chain.links.values():
             try:
                 image = self._images.show(link.image_id)
             except ImageNotFound:
@@ -239,7 +236,7 @@ class Increments:
                 return f"the last snapshot's image is {image.status}, or not what it was"
             if image.disk_format != "qcow2":
                 return f"the last snapshot's image is {image.disk_format}, which carries none"
-            if not self._is_whole_below(image, chain.below(disk)):
+            if not self._is_whole_below(image, chain.length):
                 return "an image that the last snapshot lies on was deleted"
         return None
 
@@ -270,13 +267,12 @@ class Increments:
 
     def _read(self, instance_uuid: str) -> Record:
         try:
-            found = json.loads(self._path(instance_uuid).read_text())
+            return _record(json.loads(self._path(instance_uuid).read_text()))
         except FileNotFoundError:
             return Record()
-        except ValueError:
+        except (ValueError, TypeError, KeyError, AttributeError):
             LOG.warning("The record of instance %s's checkpoints is damaged", instance_uuid)
             return Record()
-        return _record(found)
 
     def _write(self, instance_uuid: str, record: Record) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -310,6 +306,13 @@ def give_up_all(
 def _holds_other_bytes(image: Image, link: Link) -> bool:
     """Tell by Glance's hash, where it is of our kind."""
     return image.hash_algorithm == "sha512" and link.sha512 not in (image.hash_value, "")
+
+
+def _is_active(guest: Guest) -> bool:
+    try:
+        return guest.is_active()
+    except InstanceNotFound:
+        return False
 
 
 def _is_known(guest: Guest, made: Chain | Pending) -> bool:

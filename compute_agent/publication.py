@@ -106,7 +106,8 @@ class Publication:
                 self._replace_record(at)
                 self._teller.goes_again(self._all[at].size_bytes or 0)
                 with self._stop_reason():
-                    self._stream(at, export, self._layout(at, export))
+                    layout = self.ask(functools.partial(self._layout, at, export))
+                    self._stream(at, export, layout)
                 self._verify(at)
 
     def publish(self) -> None:

@@ -55,9 +55,12 @@ def end_capture(run: Run) -> None:
     """
 
     def end() -> None:
-        run.capture.end()
-        with contextlib.suppress(InstanceNotFound):
-            run.guest.run_on_after_io_error()
+        try:
+            run.capture.end()
+        finally:
+            # Also where something of it is left: there may be room again.
+            with contextlib.suppress(InstanceNotFound):
+                run.guest.run_on_after_io_error()
 
     _patiently(run, end, _PATIENCE_S)
 

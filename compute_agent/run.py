@@ -202,7 +202,7 @@ def _images(
         dataclasses.replace(
             image,
             parent_image_id=increment.chain.links[image.disk].image_id,
-            chain_length=increment.chain.below(image.disk) + 1,
+            chain_length=increment.chain.length + 1,
         )
         for image in images
     ]

@@ -311,10 +311,10 @@ def _look_after(run: Run) -> None:
 def _courtesy(run: Run) -> AdaptiveRate:
     throttle, job = run.tools.throttle, run.job
     try:
-        usual_ns = run.guest.disk_latency().mean_ns
+        usual_ns = [way.mean_ns for way in run.guest.disk_latency()]
     except StillframeError as error:
         LOG.warning("What the guest's I/O usually takes is not known: %s", error)
-        usual_ns = 0.0
+        usual_ns = [0.0, 0.0]
     return AdaptiveRate(
         job.courtesy,
         ceiling=lambda: job.throttle.rate_bytes_s or throttle.rate_bytes_s,

@@ -128,12 +128,17 @@ def space_is_left(
 
 def guest_suffers(guest: Guest, rate: AdaptiveRate) -> Check:
     """Slow the job down while the guest's own I/O takes much longer than it used to."""
-    last: list[DiskLatency] = []
+    last: list[tuple[DiskLatency, ...]] = []
 
     def check() -> None:
         now = guest.disk_latency()
         if last:
-            rate.observe(now.operations - last[0].operations, now.total_ns - last[0].total_ns)
+            rate.observe(
+                [
+                    (after.operations - before.operations, after.total_ns - before.total_ns)
+                    for before, after in zip(last[0], now, strict=True)
+                ]
+            )
         last[:] = [now]
 
     return check

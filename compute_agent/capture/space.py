@@ -85,14 +85,19 @@ class Reservations:
         """
         device = directory.stat().st_dev
         with self._lock:
-            own = [share for share in self._shares.get(holder, ()) if share.device == device]
-            keeps_to_it = sum(share.left_bytes() for share in own) > 0
-            return 0 if keeps_to_it else self._promised(but=holder)[device]
+            here = {
+                name: [share for share in shares if share.device == device]
+                for name, shares in self._shares.items()
+            }
+        # Looked at without the lock: a file system that hangs must hold up its own jobs alone.
+        if sum(share.left_bytes() for share in here.pop(holder, ())) > 0:
+            return 0
+        return sum(max(0, share.left_bytes()) for shares in here.values() for share in shares)
 
-    def _promised(self, but: str | None = None) -> Counter[int]:
+    def _promised(self) -> Counter[int]:
         promised: Counter[int] = Counter()
-        for holder, shares in self._shares.items():
-            for share in shares if holder != but else ():
+        for shares in self._shares.values():
+            for share in shares:
                 promised[share.device] += max(0, share.left_bytes())
         return promised
 

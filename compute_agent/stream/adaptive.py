@@ -8,7 +8,7 @@ the job's own throttle.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from compute_agent.stream.throttle import Throttle
 
@@ -28,11 +28,28 @@ _UNNOTICED_NS = 2_000_000
 _NS_PER_MS = 1e6
 
 
+class _Way:
+    """The guest's reads, or its writes."""
+
+    def __init__(self, bearable_ns: float) -> None:
+        self._bearable_ns = bearable_ns
+        self._patience = 0
+
+    def suffers(self, operations: int, total_ns: int) -> bool | None:
+        """Tell whether those that were finished took too long; None: that cannot be told yet."""
+        if operations <= 0 and self._patience:
+            self._patience -= 1
+            return None
+        suffers = operations > 0 and total_ns / operations > self._bearable_ns
+        self._patience = _PATIENT_LOOKS if suffers else 0
+        return suffers
+
+
 class AdaptiveRate:
     """Sets `throttle` between a floor and `ceiling()` (0: 1 GB/s) by the guest's latency.
 
-    `usual_ns` is what a read or write of the guest takes when nothing disturbs it;
-    more than `factor` times that is suffering.
+    `usual_ns` is what a read, and a write, of the guest takes when nothing disturbs
+    it; more than `factor` times that is suffering.
     """
 
     def __init__(
@@ -40,33 +57,28 @@ class AdaptiveRate:
         throttle: Throttle,
         *,
         ceiling: Callable[[], int],
-        usual_ns: float,
+        usual_ns: Iterable[float],
         factor: float,
     ) -> None:
         self._throttle = throttle
         #: Asked each time: the limits of host and job may change while it runs.
         self._ceiling = ceiling
-        self._bearable_ns = max(usual_ns * factor, _UNNOTICED_NS)
+        self._ways = [_Way(max(one_ns * factor, _UNNOTICED_NS)) for one_ns in usual_ns]
         self._rate = float(ceiling() or _CEILING_BYTES_S)
-        self._patience = 0
         self._throttle.set_rate(int(self._rate))
 
-    def observe(self, operations: int, total_ns: int) -> None:
-        """Take how many reads and writes were finished since the last look, and how long they
-        took together."""
-        self._patience = max(0, self._patience - 1)
-        if operations <= 0 and self._patience:
-            return
-        latency_ns = total_ns / operations if operations > 0 else 0.0
-        suffers = latency_ns > self._bearable_ns
-        self._patience = _PATIENT_LOOKS if suffers else 0
-        wanted = self._rate * (_DOWN if suffers else _UP)
+    def observe(self, finished: Sequence[tuple[int, int]]) -> None:
+        """Take what was finished since the last look: of each way, how many operations and
+        how many nanoseconds they took together."""
+        verdicts = [way.suffers(*seen) for way, seen in zip(self._ways, finished, strict=True)]
+        suffers = True in verdicts
+        step = _DOWN if suffers else 1.0 if None in verdicts else _UP
         ceiling = float(self._ceiling() or _CEILING_BYTES_S)
-        rate = min(ceiling, max(min(_FLOOR_BYTES_S, ceiling), wanted))
+        rate = min(ceiling, max(min(_FLOOR_BYTES_S, ceiling), self._rate * step))
         if suffers and rate < self._rate:
             LOG.info(
-                "The guest's reads and writes take %.1f ms; reading slower, at %.0f MB/s",
-                latency_ns / _NS_PER_MS,
+                "The guest's reads take %.1f ms, its writes %.1f ms; reading slower, at %.0f MB/s",
+                *(total_ns / max(1, operations) / _NS_PER_MS for operations, total_ns in finished),
                 rate / 1e6,
             )
         self._rate = rate

@@ -131,23 +131,6 @@ def test_a_glance_that_hashes_otherwise_carries_increments_too(
     assert planned(glance, tmp_path) is None
 
 
-def test_of_several_disks_each_has_a_chain_of_its_own_length(
-    glance: Glance, tmp_path: Path
-) -> None:
-    """Of one the record of what changed may have been lost, and its image is a full one."""
-    guest: Any = Guest()
-    targets = (*TARGETS, CaptureTarget(disk=disk_of("/d/vdb", "vdb"), capacity_bytes=1 << 30))
-    increments = increments_in(tmp_path, glance)
-    increments.begin(guest, targets, JOB)
-    of_root = DiskImage(image_id="second", disk="vda", sha512="hash", chain_length=2)
-    of_other = DiskImage(image_id="full", disk="vdb", sha512="hash", chain_length=0)
-    capacities = {"vda": 1 << 30, "vdb": 1 << 30}
-    increments.settle(guest, JOB, [of_root, of_other], capacities)
-    chain = increments.plan(guest, targets, method="backup", image_format="qcow2").chain
-    assert chain is not None
-    assert (chain.below("vda"), chain.below("vdb")) == (2, 0)
-
-
 def test_a_checkpoint_stays_noted_while_the_guest_is_off(glance: Glance, tmp_path: Path) -> None:
     """libvirt would only forget it then, and the bitmap would stay in the disk's file."""
     guest: Any = Guest()
@@ -160,11 +143,66 @@ def test_a_checkpoint_stays_noted_while_the_guest_is_off(glance: Glance, tmp_pat
     guest.is_off = False
     increments.begin(guest, TARGETS, JOB.replace("0a1b", "1a1b"))
     assert made not in guest.names
-    (second,) = guest.names
-    guest.is_off = True
+
+
+def settled(increments: Increments, guest: Any, job_id: str) -> None:
+    """Let a snapshot be made and published."""
+    increments.begin(guest, TARGETS, job_id)
     image = DiskImage(image_id="full", disk="vda", sha512="hash")
-    increments.settle(guest, JOB.replace("0a1b", "1a1b"), [image], {"vda": 1 << 30})
-    assert guest.names == {second}
+    increments.settle(guest, job_id, [image], {"vda": 1 << 30})
+
+
+def test_a_guest_that_is_off_when_its_snapshot_is_made_keeps_no_bitmap_that_nobody_knows(
+    glance: Glance, tmp_path: Path
+) -> None:
+    guest: Any = Guest()
+    increments = increments_in(tmp_path, glance)
+    settled(increments, guest, JOB)
+    (first,) = guest.names
+    create = guest.create_checkpoint
+    guest.create_checkpoint = lambda xml: [create(xml), setattr(guest, "is_off", True)][0]
+    settled(increments, guest, JOB.replace("0a1b", "1a1b"))
+    # It is started as Nova does it; what libvirt does not know it does not remove.
+    guest.create_checkpoint = create
+    in_the_file = set(guest.names)
+    guest.names.clear()
+    guest.is_off = False
+    real = guest.delete_checkpoint
+
+    def delete(name: str) -> None:
+        in_the_file.discard(name if name in guest.names else "")
+        real(name)
+
+    guest.delete_checkpoint = delete
+    increments.begin(guest, TARGETS, JOB.replace("0a1b", "2a1b"))
+    assert in_the_file == {first}
+    assert first in guest.names
+
+
+def test_an_instance_that_keeps_no_checkpoints_any_more_has_none_that_libvirt_had_forgotten(
+    glance: Glance, tmp_path: Path
+) -> None:
+    guest: Any = Guest()
+    increments = increments_in(tmp_path, glance)
+    settled(increments, guest, JOB)
+    made = set(guest.names)
+    guest.names.clear()
+    deleted: set[str] = set()
+    guest.delete_checkpoint = deleted.add
+    increments.forget(guest)
+    assert (deleted, increments.instances()) == (made, [])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"chain": {"checkpoint": "sf-1"}}'])
+def test_a_record_that_cannot_be_read_makes_a_full_one_and_stops_no_agent(
+    glance: Glance, tmp_path: Path, content: str
+) -> None:
+    guest: Any = Guest()
+    tmp_path.joinpath(f"{guest.uuid}.json").write_text(content)
+    increments = increments_in(tmp_path, glance)
+    give_up_all(increments, lambda _: guest, but=())
+    plan = increments.plan(guest, TARGETS, method="backup", image_format="qcow2")
+    assert "no earlier snapshot" in (plan.why_full or "")
 
 
 def test_nothing_is_laid_on_a_raw_image(glance: Glance, tmp_path: Path) -> None:

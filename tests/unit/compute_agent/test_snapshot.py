@@ -34,9 +34,13 @@ from tests.unit.compute_agent.stage import SETTINGS, Stage, tools_of
 CEILING_BYTES_S = 200 * 10**6
 
 
-def latency_of(writes: int) -> DiskLatency:
-    """The first write took a millisecond, each one after it a hundred."""
-    return DiskLatency(operations=writes, total_ns=1_000_000 + (writes - 1) * 100_000_000)
+def latency_of(writes: int) -> tuple[DiskLatency, DiskLatency]:
+    """The first write took a millisecond, each one after it a hundred; nothing was read."""
+    total_ns = 1_000_000 + (writes - 1) * 100_000_000
+    return (
+        DiskLatency(operations=0, total_ns=0),
+        DiskLatency(operations=writes, total_ns=total_ns),
+    )
 
 
 def test_nothing_lies_between_the_stop_the_instant_and_the_resume(

@@ -150,7 +150,8 @@ class Increments:
         record = self._read(guest.uuid)
         if record.pending is None or record.pending.job_id != job_id:
             return
-        if record.chain is not None and not _is_active(guest):
+        is_active = _is_active(guest)
+        if record.chain is not None and not is_active:
             LOG.info("The guest is off: the next increment is relative to an earlier snapshot")
             return
         made = list(images)
@@ -168,7 +169,7 @@ class Increments:
             },
         )
         self._write(guest.uuid, Record(chain=chain))
-        if record.chain is not None:
+        if is_active:
             self._drop(guest, keep=(chain.checkpoint,))
 
     def give_up(self, guest: Guest) -> None:

@@ -61,9 +61,7 @@ class Job:
         self.why_stopped: StillframeError = JobCancelled("the job was cancelled")
         self.result = Result()
         #: This job's own bound on what it reads, below the host's.
-        # One that was changed meanwhile is in the journal.
-        limit = entry.facts.get("bandwidth_limit", _own_limit(entry.request))
-        self.throttle = Throttle(limit * MB)
+        self.throttle = Throttle(_limit(entry) * MB)
         #: And what is left of that while the guest's own writes suffer; 0 is no bound.
         self.courtesy = Throttle(0)
         self._host = host
@@ -313,14 +311,14 @@ class Jobs:
         with self._lock:
             is_cancelled = entry.job_id in self._cancelled
             self._cancelled.discard(entry.job_id)
-            limit = self._limits.pop(entry.job_id, None)
+            limit = self._limits.pop(entry.job_id, _limit(entry))
             why = self._stopped_early.pop(entry.job_id, None)
             if not is_cancelled:
                 self._running[entry.job_id] = job
         if is_cancelled:
             self._take_next(entry)
             return
-        if limit is not None:
+        if limit != _own_limit(entry.request):
             job.adjust(limit)
         if why is not None:
             job.stop(why)
@@ -385,6 +383,11 @@ def _state_of(error: StillframeError | None) -> JobState:
     if error is None:
         return JobState.DONE
     return JobState.CANCELLED if isinstance(error, JobCancelled) else JobState.ERROR
+
+
+def _limit(entry: Entry) -> int:
+    """Return the MB/s that a job was allowed last: a change is in the journal."""
+    return int(entry.facts.get("bandwidth_limit", _own_limit(entry.request)))
 
 
 def _own_limit(request: JobRequest) -> int:

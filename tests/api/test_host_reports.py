@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from api_service import manage
 from api_service.errors import Conflict, NotFound
 from common import clock
+from common.broker import BrokerReport
 from common.reports import InstanceRecord
 from common.states import PowerState
 from tests.api import agents as agent_says
@@ -137,6 +139,32 @@ def test_a_host_that_is_gone_for_good_is_forgotten_with_its_instances(
     assert left["host"] == "compute-2"
     cloud.announce(instance)
     assert listed(cloud) == {"far", "web"}, "it was not gone, after all"
+
+
+@pytest.mark.parametrize("hosts", [[], ["compute-1", "compute-2"]])
+def test_broker_check_looks_at_the_queues_of_the_agents_that_there_are(
+    cloud: Cloud,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    hosts: list[str],
+) -> None:
+    """The guide has it run before the first hypervisor is there."""
+    report = BrokerReport(
+        server="b", version="4", connect_ms=1, may_declare=True, is_blocked=False, queues=()
+    )
+    looked: list[list[str]] = []
+    monkeypatch.setattr(manage, "make_database", lambda _settings: cloud.database)
+    monkeypatch.setattr(
+        manage, "check_broker", lambda _settings, agents: looked.append(agents) or report
+    )
+    for agent in cloud.agents.all():
+        cloud.inventory.forget_host(agent.host)
+    for host in hosts:
+        cloud.announce(host=host)
+    settings: Any = None
+    assert manage.broker_check(settings) == 0
+    assert looked == [hosts]
+    assert ("No compute agent has been heard of" in capsys.readouterr().out) is (not hosts)
 
 
 def test_a_heartbeat_that_waited_in_the_queue_does_not_raise_the_dead(cloud: Cloud) -> None:

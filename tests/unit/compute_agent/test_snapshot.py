@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from common.errors import (
     JobInterrupted,
     VerifyFailed,
 )
+from common.messages import SnapshotOptions
 from common.states import PowerState
 from compute_agent.guest.domain import DiskLatency
 from compute_agent.jobs import Job
@@ -26,6 +29,8 @@ from compute_agent.publication import Publication
 from compute_agent.run import begin, facts_of
 from compute_agent.snapshot import JOURNALLED, STEPS, Pipeline
 from tests.unit.compute_agent.conftest import (
+    NewRequest,
+    RecordedReports,
     journalled_again,
     wait_for,
 )
@@ -148,6 +153,27 @@ def test_an_agent_that_goes_on_keeps_the_room_and_the_limit(
     assert (stage.holds_room, again.bandwidth_limit) == (False, 40)
     pipeline.run(again)
     assert (stage.holds_room, again.bandwidth_limit) == (True, 40)
+
+
+def test_a_job_that_is_cancelled_while_its_parents_are_looked_up_does_not_wait_for_glance(
+    pipeline: Pipeline, stage: Stage, new_request: NewRequest, journal: Journal
+) -> None:
+    wanted = SnapshotOptions(incremental=True)
+    request = dataclasses.replace(new_request(), options=wanted)
+    journal.accept(request, {})
+    entry = journal.find(request.job_id)
+    assert entry is not None
+    job = Job(entry, "h", RecordedReports(journal))
+    goes_on = threading.Event()
+    stage.plan = lambda *_, **__: goes_on.wait(30)  # type: ignore[attr-defined]
+    threading.Timer(0.1, job.stop, [JobCancelled("cancelled")]).start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(JobCancelled, match="cancelled"):
+            pipeline.run(job)
+        assert time.monotonic() - began < 10
+    finally:
+        goes_on.set()
 
 
 def test_an_image_that_is_gone_already_ends_the_job_before_the_guest_is_touched(

@@ -14,22 +14,15 @@ from common.glance import Body, Image, ImageNotFound
 MIB = 1 << 20
 
 
-class Shelf:
-    """Images in memory, as an ImageService shows them."""
+class Records:
+    """Images in memory: what the shelves of several tests have in common."""
 
     def __init__(self) -> None:
         self.records: dict[str, Image] = {}
         self.data: dict[str, bytes] = {}
-        self.downloading: Callable[[], None] = lambda: None
 
-    def put(self, image_id: str, content: Path | bytes, parent: str | None, **other: Any) -> None:
-        """Upload an image; `other` are fields of its record that are not what they were."""
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        properties = {"stillframe_sha512": hashlib.sha512(data).hexdigest(), "kept": "yes"}
-        if parent is not None:
-            below = self.records[parent].properties.get("stillframe_chain_length", "0")
-            length = str(int(below) + 1)
-            properties |= {"stillframe_parent": parent, "stillframe_chain_length": length}
+    def keep(self, image_id: str, data: bytes, **other: Any) -> Image:
+        """Keep an active qcow2; `other` are fields of its record that are not what they were."""
         record = Image(
             id=image_id,
             name="nightly",
@@ -42,15 +35,34 @@ class Shelf:
             container_format="bare",
             min_disk_gib=0,
             min_ram_mib=0,
-            properties=properties,
+            properties={},
         )
-        self.data[image_id] = data
-        self.records[image_id] = dataclasses.replace(record, **other)
+        image = dataclasses.replace(record, **other)
+        self.records[image.id], self.data[image.id] = image, data
+        return image
 
     def show(self, image_id: str) -> Image:
         if image_id not in self.records:
             raise ImageNotFound("the image does not exist")
         return self.records[image_id]
+
+
+class Shelf(Records):
+    """An ImageService of increments, which can be written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.downloading: Callable[[], None] = lambda: None
+
+    def put(self, image_id: str, content: Path | bytes, parent: str | None, **other: Any) -> None:
+        """Upload an image; `other` are fields of its record that are not what they were."""
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        properties = {"stillframe_sha512": hashlib.sha512(data).hexdigest(), "kept": "yes"}
+        if parent is not None:
+            below = self.records[parent].properties.get("stillframe_chain_length", "0")
+            length = str(int(below) + 1)
+            properties |= {"stillframe_parent": parent, "stillframe_chain_length": length}
+        self.keep(image_id, data, **({"properties": properties} | other))
 
     def download(self, image_id: str) -> Iterator[bytes]:
         self.downloading()

@@ -32,7 +32,7 @@ class Stage:
         self.disk_latency: Callable[[], Any] = lambda: None
         self.state = PowerState.RUNNING
         self.idle = True
-        self.holds_room = False
+        self.holds_room = self.was_let_run_on = False
 
     def do(self, what: str) -> None:
         self.done.append(what)
@@ -81,6 +81,7 @@ class Stage:
         self.holds_room = True
 
     def run_on_after_io_error(self) -> None:
+        self.was_let_run_on = True
         if "run on" in self.fails:
             raise self.fails["run on"]
 

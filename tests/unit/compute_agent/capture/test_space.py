@@ -102,5 +102,23 @@ def test_only_one_that_took_more_than_its_share_must_leave_the_others_theirs(
     assert reservations.others_bytes("one", tmp_path) == 0
 
 
+def test_a_file_system_that_hangs_keeps_nobody_else_from_looking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reservations = space.Reservations()
+    reservations.take("one", [(tmp_path / "one", 0)], 50)
+    reservations.take("other", [(tmp_path / "other", 1 << 20)], 50)
+    looked: list[bool] = []
+
+    def look(_files: object) -> int:
+        looked.append(reservations._lock.locked())
+        return 0
+
+    monkeypatch.setattr(space, "allocated_bytes", look)
+    assert reservations.others_bytes("one", tmp_path) == 1 << 19
+    assert looked
+    assert not any(looked)
+
+
 def test_a_file_that_is_gone_takes_no_room(tmp_path: Path) -> None:
     assert space.allocated_bytes([tmp_path / "gone"]) == 0

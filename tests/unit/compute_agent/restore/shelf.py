@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import subprocess
 import threading
@@ -16,13 +14,13 @@ from typing import Any
 import pytest
 
 from common.errors import JobCancelled
-from common.glance import Image, ImageNotFound
+from common.glance import Image
 from common.states import TaskState
 from compute_agent.restore import room
 from compute_agent.restore.model import RestoreSettings
 from compute_agent.stream.throttle import Throttle
+from tests.unit.common.shelf import MIB, Records
 
-MIB = 1 << 20
 SIZE = 4 * MIB
 #: What the sample image is made by, and what it then holds.
 WRITES = ("write -P 1 0 1M", "write -P 2 3M 64k")
@@ -39,12 +37,11 @@ SETTINGS = RestoreSettings(
 )
 
 
-class Shelf:
-    """Images in memory, as an ImageService shows them."""
+class Shelf(Records):
+    """An ImageService that images are fetched from."""
 
     def __init__(self) -> None:
-        self.records: dict[str, Image] = {}
-        self.data: dict[str, bytes] = {}
+        super().__init__()
         self.downloads = 0
         #: Called before each chunk of a download, with its number.
         self.passing: Callable[[int], None] = lambda _number: None
@@ -52,28 +49,7 @@ class Shelf:
     def put(self, content: Path | bytes, disk_format: str = "qcow2", **other: Any) -> Image:
         """Upload an image; `other` are fields of its record that are not what they were."""
         data = content if isinstance(content, bytes) else content.read_bytes()
-        record = Image(
-            id=IMAGE,
-            name="nightly",
-            status="active",
-            owner="a project",
-            size_bytes=len(data),
-            hash_algorithm="sha512",
-            hash_value=hashlib.sha512(data).hexdigest(),
-            disk_format=disk_format,
-            container_format="bare",
-            min_disk_gib=0,
-            min_ram_mib=0,
-            properties={},
-        )
-        image = dataclasses.replace(record, **other)
-        self.records[image.id], self.data[image.id] = image, data
-        return image
-
-    def show(self, image_id: str) -> Image:
-        if image_id not in self.records:
-            raise ImageNotFound("the image does not exist")
-        return self.records[image_id]
+        return self.keep(other.pop("id", IMAGE), data, disk_format=disk_format, **other)
 
     def download(self, image_id: str) -> Iterator[bytes]:
         self.downloads += 1

@@ -319,7 +319,7 @@ class Jobs:
             self._take_next(entry)
             return
         if limit != _own_limit(entry.request):
-            job.adjust(limit)
+            job.adjust(limit)  # and says so
         if why is not None:
             job.stop(why)
         try:
